@@ -1,0 +1,38 @@
+//! samclip: text in, masks out, on the camera.
+//!
+//! One merged SAM-CLIP image encoder (Wang et al., arXiv 2310.15308) runs once per camera frame; the
+//! CLIP head answers free-text queries, the SAM head sharpens the answers, MQTT carries the masks.
+//!
+//! ```text
+//! capture ─Frame→ preprocess ─ImageTensor→ encoder ─Features→ query ─QueryMasks→ decoder + refine
+//!                                                   ─RefinedMasks→ payload ─bytes→ mqtt
+//! ```
+//!
+//! | layer | folder | may use |
+//! |---|---|---|
+//! | L0 | [`clock`], [`contract`] | nothing |
+//! | L1 | [`vision`] | `contract` |
+//! | L1 | [`text`] | `contract` |
+//! | L1 | [`message`] | `vision` |
+//! | L2 | [`capture`] | `vision`, `clock` |
+//! | L2 | [`runtime`] | `vision`, `contract` |
+//! | L2 | [`publish`] | `message`, `clock` |
+//! | L3 | [`daemon`] | everything above |
+//! | L3 | `train` (feature `train`) | `vision`, `contract`, `text`; `runtime` in `eval` only |
+//!
+//! Invariants: L2 folders never import each other. No stage reads a later stage's type. `vision`
+//! never sees a file, socket or clock. Only `capture` and `runtime` may contain `unsafe`. Every queue
+//! is bounded and says what it drops. Coordinates cross between frame and model space only through
+//! [`vision::geometry::Letterbox`]. `tests/layering.rs` checks the table.
+
+pub mod capture;
+pub mod clock;
+pub mod contract;
+pub mod daemon;
+pub mod message;
+pub mod publish;
+pub mod runtime;
+pub mod text;
+#[cfg(feature = "train")]
+pub mod train;
+pub mod vision;

@@ -1,0 +1,1 @@
+//! Camera-space and model-space geometry.

@@ -1,0 +1,2 @@
+//! (module vision)
+pub mod geometry;
