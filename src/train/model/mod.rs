@@ -1,0 +1,288 @@
+//! The model, written once over [`Ops`]: configuration and forward functions.
+//!
+//! File by file after segment-anything's `modeling/` and OpenCLIP's `transformer.py`. Weights carry the
+//! reference checkpoints' names; our CLIP head (paper section 3, appendix A) adds `clip_head.*`.
+
+pub mod attention;
+pub mod clip;
+pub mod clip_head;
+pub mod encoder;
+pub mod mask_decoder;
+pub mod position;
+pub mod prompt_encoder;
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::ops::Ops;
+
+/// SAM's image encoder (`ImageEncoderViT`) and heads; defaults are those of `build_sam_vit_b`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamConfig {
+    /// Side of the square input in pixels that the position table belongs to.
+    pub image_size: usize,
+    /// Patch side in pixels.
+    pub patch_size: usize,
+    /// Width of the tokens.
+    pub embed_dim: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads of the encoder.
+    pub num_heads: usize,
+    /// Hidden width of the MLP as a multiple of `embed_dim`.
+    pub mlp_ratio: usize,
+    /// Window side in tokens of the blocks that are not global.
+    pub window_size: usize,
+    /// Indices of the blocks with global attention.
+    pub global_attn_indexes: Vec<usize>,
+    /// Channels of the neck, which is the width of the heads.
+    pub out_chans: usize,
+    /// Hidden channels of the mask prompt's downscaling.
+    pub mask_in_chans: usize,
+    /// Layers of the mask decoder's two-way transformer.
+    pub decoder_depth: usize,
+    /// Heads of the mask decoder.
+    pub decoder_heads: usize,
+    /// Hidden width of the mask decoder's MLP.
+    pub decoder_mlp_dim: usize,
+    /// Decomposed relative positions in the encoder's attention (SAM has them).
+    #[serde(default = "yes")]
+    pub rel_pos: bool,
+    /// Channels of a convolutional stem (3×3, stride 2 each, the last one `embed_dim`) in place of the
+    /// patch projection; empty for SAM's own. `2^len` must be `patch_size`.
+    #[serde(default)]
+    pub stem: Vec<usize>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl SamConfig {
+    /// SAM ViT-B/16 at 1024 px, exactly (`build_sam_vit_b`).
+    #[must_use]
+    pub fn vit_b() -> Self {
+        Self {
+            image_size: 1024,
+            patch_size: 16,
+            embed_dim: 768,
+            depth: 12,
+            num_heads: 12,
+            mlp_ratio: 4,
+            window_size: 14,
+            global_attn_indexes: vec![2, 5, 8, 11],
+            out_chans: 256,
+            mask_in_chans: 16,
+            decoder_depth: 2,
+            decoder_heads: 8,
+            decoder_mlp_dim: 2048,
+            rel_pos: true,
+            stem: Vec::new(),
+        }
+    }
+
+    /// Side of the token grid at the native size.
+    #[must_use]
+    pub fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+}
+
+/// The CLIP head on the backbone's tokens (paper section 3; widths the paper leaves open: ours).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipHeadConfig {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Width of the text space.
+    pub text_dim: usize,
+    /// Hidden width of the MLP.
+    pub mlp_dim: usize,
+    /// Token grids larger than this side are average-pooled 2×2 before the head (paper.md section 10).
+    pub max_grid: usize,
+}
+
+/// One CLIP tower's transformer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionConfig {
+    /// Input side in pixels.
+    pub image_size: usize,
+    /// Patch side in pixels.
+    pub patch_size: usize,
+    /// Width of the tokens.
+    pub width: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Width of one head.
+    pub head_width: usize,
+    /// Hidden width of the MLP as a multiple of `width`.
+    pub mlp_ratio: f32,
+}
+
+/// CLIP's text tower.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConfig {
+    /// Tokens per text.
+    pub context_length: usize,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Width of the tokens.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Number of blocks.
+    pub layers: usize,
+}
+
+/// A CLIP model, in OpenCLIP's configuration form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipConfig {
+    /// Width of the shared space.
+    pub embed_dim: usize,
+    /// The image tower.
+    pub vision_cfg: VisionConfig,
+    /// The text tower.
+    pub text_cfg: TextConfig,
+    /// QuickGELU in place of GELU (OpenAI's checkpoints).
+    #[serde(default)]
+    pub quick_gelu: bool,
+}
+
+impl ClipConfig {
+    /// OpenCLIP ViT-L/14 (`model_configs/ViT-L-14.json`).
+    #[must_use]
+    pub fn vit_l_14() -> Self {
+        Self {
+            embed_dim: 768,
+            vision_cfg: VisionConfig {
+                image_size: 224,
+                patch_size: 14,
+                width: 1024,
+                layers: 24,
+                head_width: 64,
+                mlp_ratio: 4.0,
+            },
+            text_cfg: TextConfig { context_length: 77, vocab_size: 49408, width: 768, heads: 12, layers: 12 },
+            quick_gelu: false,
+        }
+    }
+}
+
+/// The merged model: SAM encoder and heads, CLIP head, CLIP teacher's text tower.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergedConfig {
+    /// Backbone and SAM head.
+    pub sam: SamConfig,
+    /// CLIP head.
+    pub clip_head: ClipHeadConfig,
+    /// Text tower (the CLIP teacher's, frozen).
+    pub text: TextConfig,
+    /// QuickGELU in the text tower.
+    #[serde(default)]
+    pub quick_gelu: bool,
+}
+
+/// Encoder outputs of the merged model for `[B, 3, S, S]`.
+#[derive(Clone, Debug)]
+pub struct EncoderOutputs<T> {
+    /// `[B, C, g, g]`, the neck's output.
+    pub image_embeddings: T,
+    /// `[B, D, n, n]`, unit norm over D.
+    pub patch_embeddings: T,
+    /// `[B, D]`, unit norm.
+    pub image_embedding: T,
+}
+
+/// Runs backbone, neck and CLIP head on normalised pixels `[B, 3, S, S]`.
+pub fn encode<O: Ops>(ops: &O, config: &MergedConfig, image: &O::Tensor) -> EncoderOutputs<O::Tensor> {
+    let tokens = encoder::tokens(ops, &config.sam, image); // [B, g, g, E]
+    let image_embeddings = encoder::neck(ops, &config.sam, &tokens);
+    let (patch_embeddings, image_embedding) = clip_head::embed(ops, config, &tokens);
+    EncoderOutputs { image_embeddings, patch_embeddings, image_embedding }
+}
+
+/// What a model part asks for, found by recording it without values.
+pub mod inventory {
+    use super::mask_decoder::decode;
+    use super::prompt_encoder::Prompts;
+    use super::{ClipConfig, MergedConfig, SamConfig, TextConfig, clip, clip_head, encode, encoder};
+    use crate::train::onnx::Recorder;
+    use crate::train::weights::Inventory;
+
+    fn record(f: impl FnOnce(&Recorder<'static>)) -> Inventory {
+        let recorder = Recorder::without_values();
+        f(&recorder);
+        recorder.inventory()
+    }
+
+    fn decoder(r: &Recorder<'static>, sam: &SamConfig) {
+        let g = sam.grid();
+        let prompts = Prompts {
+            coords: r.input("point_coords", &[1, 1, 2]),
+            labels: r.input("point_labels", &[1, 1]),
+            mask: Some((r.input("mask_input", &[1, 1, 4 * g, 4 * g]), r.input("has_mask_input", &[1]))),
+        };
+        let embeddings = r.input("image_embeddings", &[1, sam.out_chans, g, g]);
+        let _ = decode(r, sam, &embeddings, &prompts);
+    }
+
+    /// A whole SAM: image encoder, prompt encoder, mask decoder.
+    #[must_use]
+    pub fn sam(config: &SamConfig) -> Inventory {
+        record(|r| {
+            let image = r.input("image", &[1, 3, config.image_size, config.image_size]);
+            let tokens = encoder::tokens(r, config, &image);
+            let _ = encoder::neck(r, config, &tokens);
+            decoder(r, config);
+        })
+    }
+
+    /// A text tower (without `logit_scale`).
+    #[must_use]
+    pub fn text(config: &TextConfig, embed_dim: usize) -> Inventory {
+        record(|r| {
+            let tokens = r.tokens("token_ids", 1, config.context_length);
+            let _ = clip::encode_text(r, config, embed_dim, false, &tokens);
+        })
+    }
+
+    /// A whole CLIP, `logit_scale` included (a scalar).
+    #[must_use]
+    pub fn clip(config: &ClipConfig) -> Inventory {
+        let mut inventory = record(|r| {
+            let side = config.vision_cfg.image_size;
+            let image = r.input("image", &[1, 3, side, side]);
+            let _ = clip::encode_image(r, config, &image);
+        });
+        inventory.extend(text(&config.text_cfg, config.embed_dim));
+        inventory.insert("logit_scale".into(), Vec::new());
+        inventory
+    }
+
+    /// The CLIP head alone.
+    #[must_use]
+    pub fn clip_head(config: &MergedConfig) -> Inventory {
+        record(|r| {
+            let g = config.sam.grid();
+            let tokens = r.input("tokens", &[1, g, g, config.sam.embed_dim]);
+            let _ = clip_head::embed(r, config, &tokens);
+        })
+    }
+
+    /// The merged model with its text tower and `logit_scale`.
+    #[must_use]
+    pub fn merged(config: &MergedConfig) -> Inventory {
+        let mut inventory = record(|r| {
+            let side = config.sam.image_size;
+            let _ = encode(r, config, &r.input("image", &[1, 3, side, side]));
+            decoder(r, &config.sam);
+        });
+        inventory.extend(text(&config.text, config.clip_head.text_dim));
+        inventory.insert("logit_scale".into(), Vec::new());
+        inventory
+    }
+}

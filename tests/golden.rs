@@ -1,0 +1,319 @@
+//! Every output of the model against vectors of the reference implementations (segment-anything 1.0,
+//! open_clip 3.3.0; random weights), on autodiff, on tract and on ONNX Runtime.
+//!
+//! Tolerance: 1e-4 relative L2, ten times above what any interpreter shows; prints the worst per output.
+//! ONNX Runtime's library is named by `SAMCLIP_ORT_LIB`, which `tests/run` sets.
+#![cfg(feature = "train")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use safetensors::{Dtype, SafeTensors};
+use samclip::train::autodiff::{Graph, TokenBatch};
+use samclip::train::model::prompt_encoder::{self, Prompts};
+use samclip::train::model::{ClipConfig, SamConfig, clip, encoder, inventory, mask_decoder};
+use samclip::train::onnx::{Recorder, Storage};
+use samclip::train::ops::Ops;
+use samclip::train::weights::{self, Values, Weights};
+use tract_onnx::prelude::*;
+
+const TOLERANCE: f64 = 1e-4;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
+}
+
+fn vectors(name: &str) -> Weights {
+    let bytes = std::fs::read(golden(name)).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let read = |view: &safetensors::tensor::TensorView<'_>| -> Vec<f32> {
+        let data = view.data();
+        match view.dtype() {
+            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+            Dtype::U8 => data.iter().map(|&b| f32::from(b)).collect(),
+            other => panic!("unexpected type {other:?}"),
+        }
+    };
+    file.tensors().iter().map(|(n, v)| (n.clone(), Values { shape: v.shape().to_vec(), data: read(v) })).collect()
+}
+
+fn sam_config() -> SamConfig {
+    serde_json::from_slice(&std::fs::read(golden("sam_tiny.json")).unwrap()).unwrap()
+}
+
+fn clip_config() -> ClipConfig {
+    serde_json::from_slice(&std::fs::read(golden("clip_tiny.json")).unwrap()).unwrap()
+}
+
+fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "number of values");
+    let (mut error, mut norm) = (0.0_f64, 0.0_f64);
+    for (&f, &e) in found.iter().zip(expected) {
+        error += f64::from(f - e).powi(2);
+        norm += f64::from(e).powi(2);
+    }
+    (error / norm.max(1e-12)).sqrt()
+}
+
+/// Compares and prints; the printed lines are the golden table.
+fn assert_close(interpreter: &str, output: &str, found: &[f32], expected: &[f32]) {
+    let error = relative_l2(found, expected);
+    println!("golden | {output} | {interpreter} | {error:.1e}");
+    assert!(error < TOLERANCE, "{output} on {interpreter}: relative L2 {error:.2e}, allowed {TOLERANCE:.0e}");
+}
+
+/// Coordinates and labels of a golden prompt case, in the fixed form of the decoder graph.
+fn prompt_case(io: &Weights, case: &str) -> (Vec<f32>, Vec<f32>, usize) {
+    let (points, labels, boxes) = (&io["points"].data, &io["point_labels"].data, &io["boxes"].data);
+    let with_points = case != "box";
+    let with_box = case == "box" || case == "all";
+    let (mut coords, mut kinds, mut n) = (Vec::new(), Vec::new(), 0);
+    for q in 0..2 {
+        let before = kinds.len();
+        if with_points {
+            coords.extend_from_slice(&points[q * 4..q * 4 + 4]);
+            kinds.extend_from_slice(&labels[q * 2..q * 2 + 2]);
+            if !with_box {
+                coords.extend([0.0, 0.0]);
+                kinds.push(-1.0);
+            }
+        }
+        if with_box {
+            coords.extend_from_slice(&boxes[q * 4..q * 4 + 4]);
+            kinds.extend([2.0, 3.0]);
+        }
+        n = kinds.len() - before;
+    }
+    (coords, kinds, n)
+}
+
+const CASES: [(&str, bool); 4] = [("points", false), ("box", false), ("points_mask", true), ("all", true)];
+
+#[test]
+fn sam_on_autodiff_matches_every_intermediate() {
+    type B = Autodiff<Flex>;
+    let config = sam_config();
+    let checkpoint = weights::read(&golden("sam_tiny.pth")).unwrap();
+    weights::check(&checkpoint, &inventory::sam(&config), "sam_tiny.pth").unwrap();
+    let io = vectors("sam_tiny.io.safetensors");
+    let graph = Graph::<B>::new(&checkpoint, Default::default());
+    let close = |name: &str, x: &<Graph<B> as Ops>::Tensor| {
+        assert_close("autodiff", name, &graph.values(x), &io[name].data);
+    };
+    let image = graph.input(io["encoder_input"].data.clone(), &io["encoder_input"].shape);
+    let mut tokens = encoder::embed_patches(&graph, &config, &image);
+    close("tokens_after_pos_embed", &tokens);
+    for index in 0..config.depth {
+        tokens = encoder::block(&config, index).forward(&graph, &format!("image_encoder.blocks.{index}"), &tokens);
+        close(&format!("tokens_after_block_{index}"), &tokens);
+    }
+    let embeddings = encoder::neck(&graph, &config, &tokens);
+    close("image_embeddings", &embeddings);
+    close("dense_pe", &prompt_encoder::dense_positions(&graph, &config));
+    for (case, with_mask) in CASES {
+        let (coords, labels, n) = prompt_case(&io, case);
+        let mask = with_mask.then(|| {
+            let mask = &io["mask_input"];
+            (graph.input(mask.data.clone(), &mask.shape), graph.input(vec![1.0; 2], &[2]))
+        });
+        let prompts =
+            Prompts { coords: graph.input(coords, &[2, n, 2]), labels: graph.input(labels, &[2, n]), mask };
+        let (sparse, dense) = prompt_encoder::encode(&graph, &config, &prompts);
+        close(&format!("{case}.sparse"), &sparse);
+        let g = config.grid();
+        close(&format!("{case}.dense"), &graph.expand(&dense, &[2, config.out_chans, g, g]));
+        let (masks, iou) = mask_decoder::decode(&graph, &config, &embeddings, &prompts);
+        close(&format!("{case}.low_res_masks"), &masks);
+        close(&format!("{case}.iou_predictions"), &iou);
+    }
+}
+
+#[test]
+fn clip_on_autodiff_matches() {
+    let config = clip_config();
+    let checkpoint = weights::read(&golden("clip_tiny.safetensors")).unwrap();
+    weights::check(&checkpoint, &inventory::clip(&config), "clip_tiny.safetensors").unwrap();
+    let io = vectors("clip_tiny.io.safetensors");
+    let graph = Graph::<Autodiff<Flex>>::new(&checkpoint, Default::default());
+    let pixels = graph.input(io["pixels"].data.clone(), &io["pixels"].shape);
+    let image = clip::encode_image(&graph, &config, &pixels);
+    assert_close("autodiff", "image_features", &graph.values(&image), &io["image_features"].data);
+    let ids = io["token_ids"].data.iter().map(|&i| i as u32).collect();
+    let tokens = TokenBatch::new(ids, 77);
+    let text = clip::encode_text(&graph, &config.text_cfg, config.embed_dim, false, &tokens);
+    assert_close("autodiff", "text_features", &graph.values(&text), &io["text_features"].data);
+}
+
+#[test]
+fn short_texts_give_the_same_features_as_padded_ones() {
+    let config = clip_config();
+    let checkpoint = weights::read(&golden("clip_tiny.safetensors")).unwrap();
+    let io = vectors("clip_tiny.io.safetensors");
+    let graph = Graph::<Flex>::new(&checkpoint, Default::default());
+    // The first text, "a photo of a cat.", has eight tokens.
+    let ids = io["token_ids"].data[..9].iter().map(|&i| i as u32).collect();
+    let text = clip::encode_text(&graph, &config.text_cfg, config.embed_dim, false, &TokenBatch::new(ids, 9));
+    assert_close("autodiff", "text_features (9 tokens)", &graph.values(&text), &io["text_features"].data[..40]);
+}
+
+/// A recorded graph with its inputs and the outputs it must give.
+struct Case {
+    onnx: Vec<u8>,
+    inputs: Vec<(&'static str, Vec<usize>, Input)>,
+    expected: Vec<(String, Vec<f32>)>,
+}
+
+enum Input {
+    Float(Vec<f32>),
+    Ids(Vec<i64>),
+}
+
+fn cases(storage: Storage) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let config = sam_config();
+    let checkpoint = weights::read(&golden("sam_tiny.pth")).unwrap();
+    let io = vectors("sam_tiny.io.safetensors");
+    let of = |names: &[String]| names.iter().map(|n| (n.clone(), io[n].data.clone())).collect::<Vec<_>>();
+
+    let recorder = Recorder::new(&checkpoint, storage);
+    let image = recorder.input("image", &io["encoder_input"].shape);
+    let mut tokens = encoder::embed_patches(&recorder, &config, &image);
+    let mut outputs = vec![("tokens_after_pos_embed".to_owned(), tokens.clone())];
+    for index in 0..config.depth {
+        tokens = encoder::block(&config, index).forward(&recorder, &format!("image_encoder.blocks.{index}"), &tokens);
+        outputs.push((format!("tokens_after_block_{index}"), tokens.clone()));
+    }
+    outputs.push(("image_embeddings".into(), encoder::neck(&recorder, &config, &tokens)));
+    let names: Vec<String> = outputs.iter().map(|(n, _)| n.clone()).collect();
+    let refs: Vec<_> = outputs.iter().map(|(n, x)| (n.as_str(), x)).collect();
+    cases.push(Case {
+        onnx: recorder.finish("encoder", &refs),
+        inputs: vec![("image", io["encoder_input"].shape.clone(), Input::Float(io["encoder_input"].data.clone()))],
+        expected: of(&names),
+    });
+
+    let g = config.grid();
+    for (case, with_mask) in CASES {
+        let (coords, labels, n) = prompt_case(&io, case);
+        let recorder = Recorder::new(&checkpoint, storage);
+        let shapes = [vec![1, config.out_chans, g, g], vec![2, n, 2], vec![2, n], vec![2, 1, 4 * g, 4 * g], vec![2]];
+        let embeddings = recorder.input("image_embeddings", &shapes[0]);
+        let prompts = Prompts {
+            coords: recorder.input("point_coords", &shapes[1]),
+            labels: recorder.input("point_labels", &shapes[2]),
+            mask: Some((recorder.input("mask_input", &shapes[3]), recorder.input("has_mask_input", &shapes[4]))),
+        };
+        let (sparse, dense) = prompt_encoder::encode(&recorder, &config, &prompts);
+        let (masks, iou) = mask_decoder::predict(&recorder, &config, &embeddings, &sparse, &dense);
+        let names = ["sparse", "dense", "low_res_masks", "iou_predictions"].map(|p| format!("{case}.{p}"));
+        let nodes = [&sparse, &dense, &masks, &iou];
+        let refs: Vec<_> = names.iter().map(String::as_str).zip(nodes).collect();
+        let values = [
+            io["image_embeddings"].data.clone(),
+            coords,
+            labels,
+            io["mask_input"].data.clone(),
+            vec![f32::from(u8::from(with_mask)); 2],
+        ];
+        let input_names = ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"];
+        let inputs = input_names.into_iter().zip(shapes).zip(values).map(|((n, s), v)| (n, s, Input::Float(v)));
+        cases.push(Case { onnx: recorder.finish("mask_decoder", &refs), inputs: inputs.collect(), expected: of(&names) });
+    }
+
+    let config = clip_config();
+    let checkpoint = weights::read(&golden("clip_tiny.safetensors")).unwrap();
+    let io = vectors("clip_tiny.io.safetensors");
+    let recorder = Recorder::new(&checkpoint, storage);
+    let image = recorder.input("image", &io["pixels"].shape);
+    let features = clip::encode_image(&recorder, &config, &image);
+    cases.push(Case {
+        onnx: recorder.finish("clip_image", &[("image_features", &features)]),
+        inputs: vec![("image", io["pixels"].shape.clone(), Input::Float(io["pixels"].data.clone()))],
+        expected: vec![("image_features".into(), io["image_features"].data.clone())],
+    });
+    let recorder = Recorder::new(&checkpoint, storage);
+    let shape = io["token_ids"].shape.clone();
+    let tokens = recorder.tokens("token_ids", shape[0], shape[1]);
+    let features = clip::encode_text(&recorder, &config.text_cfg, config.embed_dim, false, &tokens);
+    cases.push(Case {
+        onnx: recorder.finish("clip_text", &[("text_features", &features)]),
+        inputs: vec![("token_ids", shape, Input::Ids(io["token_ids"].data.iter().map(|&i| i as i64).collect()))],
+        expected: vec![("text_features".into(), io["text_features"].data.clone())],
+    });
+    cases
+}
+
+fn run_tract(case: &Case) -> Vec<Vec<f32>> {
+    let mut model = tract_onnx::onnx().model_for_read(&mut case.onnx.as_slice()).unwrap();
+    let mut inputs = tvec![];
+    for (i, (_, shape, values)) in case.inputs.iter().enumerate() {
+        let tensor = match values {
+            Input::Float(v) => Tensor::from_shape(shape, v).unwrap(),
+            Input::Ids(v) => Tensor::from_shape(shape, v).unwrap(),
+        };
+        model.set_input_fact(i, tensor.datum_type().fact(shape.as_slice()).into()).unwrap();
+        inputs.push(tensor.into());
+    }
+    let plan = model.into_optimized().unwrap().into_runnable().unwrap();
+    let outputs = plan.run(inputs).unwrap();
+    outputs.iter().map(|o| o.to_plain_array_view::<f32>().unwrap().iter().copied().collect()).collect()
+}
+
+#[test]
+fn recorded_graphs_on_tract_match() {
+    for case in cases(Storage::Single) {
+        for (found, (name, expected)) in run_tract(&case).iter().zip(&case.expected) {
+            assert_close("tract", name, found, expected);
+        }
+    }
+}
+
+#[test]
+fn fp16_storage_stays_within_its_rounding() {
+    // fp16 rounds weights by up to 4.9e-4 relative; 5e-3 leaves room for its growth over the layers.
+    for case in cases(Storage::Half) {
+        for (found, (name, expected)) in run_tract(&case).iter().zip(&case.expected) {
+            let error = relative_l2(found, expected);
+            println!("golden | {name} | tract, fp16-stored | {error:.1e}");
+            assert!(error < 5e-3, "{name}: {error:.2e}");
+        }
+    }
+}
+
+#[test]
+fn key_lists_of_the_published_checkpoints_match_exactly() {
+    let read = |name: &str| -> BTreeMap<String, Vec<usize>> {
+        serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
+    };
+    assert_eq!(inventory::sam(&SamConfig::vit_b()), read("sam_vit_b.keys.json"));
+    assert_eq!(inventory::clip(&ClipConfig::vit_l_14()), read("open_clip_vit_l_14.keys.json"));
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_one_error_listing_everything() {
+    let mut checkpoint = weights::read(&golden("sam_tiny.pth")).unwrap();
+    checkpoint.remove("image_encoder.neck.0.weight");
+    checkpoint.insert("stranger".into(), Values { shape: vec![2], data: vec![0.0; 2] });
+    checkpoint.get_mut("image_encoder.pos_embed").unwrap().shape = vec![1, 12, 12, 24, 2];
+    let error = weights::check(&checkpoint, &inventory::sam(&sam_config()), "x.pth").unwrap_err().to_string();
+    assert!(error.contains("missing image_encoder.neck.0.weight [32, 48, 1, 1]"), "{error}");
+    assert!(error.contains("extra stranger [2]"), "{error}");
+    assert!(error.contains("image_encoder.pos_embed has shape [1, 12, 12, 24, 2], expected [1, 12, 12, 48]"), "{error}");
+}
+
+#[test]
+fn a_truncated_checkpoint_is_one_clear_error_at_any_length() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["sam_tiny.pth", "clip_tiny.safetensors"] {
+        let bytes = std::fs::read(golden(name)).unwrap();
+        for keep in [0, 1, 100, bytes.len() / 3, bytes.len() / 2, bytes.len() - 100, bytes.len() - 1] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, &bytes[..keep]).unwrap();
+            let error = weights::read(&path).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("not a readable checkpoint"), "{keep}: {error}");
+        }
+    }
+}
