@@ -71,7 +71,7 @@ impl<B: Kernels> Graph<B> {
     #[must_use]
     pub fn values(&self, x: &FloatTensor<B>) -> Vec<f32> {
         let data = read_sync(B::float_into_data(x.clone())).expect("a computed tensor can be read back");
-        data.into_vec::<f32>().expect("the interpreter computes in f32")
+        data.try_into_vec::<f32>().expect("the interpreter computes in f32")
     }
 
     fn indices(&self, ids: impl Iterator<Item = i64>) -> IntTensor<B> {
@@ -260,6 +260,10 @@ impl<B: Kernels> Ops for Graph<B> {
 
     fn sqrt(&self, x: &Self::Tensor) -> Self::Tensor {
         B::float_sqrt(x.clone())
+    }
+
+    fn log(&self, x: &Self::Tensor) -> Self::Tensor {
+        B::float_log(x.clone())
     }
 
     fn equals(&self, x: &Self::Tensor, value: f32) -> Self::Tensor {

@@ -425,6 +425,10 @@ impl Ops for Recorder<'_> {
         self.unary("Sqrt", x)
     }
 
+    fn log(&self, x: &Node) -> Node {
+        self.unary("Log", x)
+    }
+
     fn equals(&self, x: &Node, value: f32) -> Node {
         let equal = self.emit("Equal", &[&x.name, &self.scalar(value)], x.shape.clone(), Vec::new());
         self.emit("Cast", &[&equal.name], x.shape.clone(), vec![integer("to", DataType::Float as i64)])

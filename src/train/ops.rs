@@ -82,7 +82,9 @@ pub trait Ops {
     fn cos(&self, x: &Self::Tensor) -> Self::Tensor;
     /// Square root.
     fn sqrt(&self, x: &Self::Tensor) -> Self::Tensor;
-    /// 1 where `x == value`, else 0.
+    /// Natural logarithm.
+    fn log(&self, x: &Self::Tensor) -> Self::Tensor;
+    /// 1 where `x == value` (both whole numbers), else 0.
     fn equals(&self, x: &Self::Tensor, value: f32) -> Self::Tensor;
     /// Maximum over `axis`, which is kept with size 1.
     fn max(&self, x: &Self::Tensor, axis: usize) -> Self::Tensor;

@@ -1,0 +1,157 @@
+//! AdamW over the weight map, with parameter groups by name and global-norm clipping.
+//!
+//! Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101) on matrices only: biases, norms and
+//! position tables are not decayed. Moments are kept by name, so a checkpoint holds them and a resumed
+//! run takes the same steps.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::weights::{Values, Weights};
+
+/// Gradients by weight name, each as long as its weight.
+pub type Gradients = BTreeMap<String, Vec<f32>>;
+
+/// Settings of [`AdamW`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// Weight decay per step, times the learning rate.
+    pub weight_decay: f32,
+    /// Largest global norm of the gradients; longer ones are scaled down to it.
+    pub clip_norm: f32,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+    }
+}
+
+/// The optimiser's state.
+#[derive(Clone, Debug, Default)]
+pub struct AdamW {
+    /// Steps taken.
+    pub step: u64,
+    first: BTreeMap<String, Vec<f32>>,
+    second: BTreeMap<String, Vec<f32>>,
+}
+
+/// Norm of all gradients together.
+#[must_use]
+pub fn global_norm(gradients: &Gradients) -> f32 {
+    let sum: f64 = gradients.values().flatten().map(|&g| f64::from(g).powi(2)).sum();
+    #[allow(clippy::cast_possible_truncation)] // a norm's precision is not needed beyond f32
+    {
+        sum.sqrt() as f32
+    }
+}
+
+/// Whether weight decay applies: matrices and kernels, not tables of positions or single tokens.
+fn decays(name: &str, values: &Values) -> bool {
+    let matrix = values.shape.iter().filter(|&&d| d > 1).count() >= 2;
+    matrix && !["pos_embed", "rel_pos", "positional_embedding", "token_embedding"].iter().any(|t| name.contains(t))
+}
+
+impl AdamW {
+    /// One step; `rate` gives each weight's learning rate by name. Returns the norm before clipping.
+    pub fn step(
+        &mut self,
+        config: &AdamWConfig,
+        weights: &mut Weights,
+        gradients: &Gradients,
+        rate: impl Fn(&str) -> f32,
+    ) -> f32 {
+        self.step += 1;
+        let norm = global_norm(gradients);
+        let clip = if norm > config.clip_norm { config.clip_norm / norm } else { 1.0 };
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // exact far beyond any run
+        let t = self.step.min(1 << 24) as f32;
+        let (bias1, bias2) = (1.0 - config.beta1.powf(t), 1.0 - config.beta2.powf(t));
+        for (name, gradient) in gradients {
+            let values = weights.get_mut(name).expect("gradients belong to weights");
+            let decay = if decays(name, values) { config.weight_decay } else { 0.0 };
+            let rate = rate(name);
+            let first = self.first.entry(name.clone()).or_insert_with(|| vec![0.0; gradient.len()]);
+            let second = self.second.entry(name.clone()).or_insert_with(|| vec![0.0; gradient.len()]);
+            for (((w, &g), m), v) in values.data.iter_mut().zip(gradient).zip(first).zip(second) {
+                let g = g * clip;
+                *m = config.beta1 * *m + (1.0 - config.beta1) * g;
+                *v = config.beta2 * *v + (1.0 - config.beta2) * g * g;
+                let update = (*m / bias1) / ((*v / bias2).sqrt() + config.epsilon);
+                *w -= rate * (update + decay * *w);
+            }
+        }
+        norm
+    }
+
+    /// The moments as weights, for a checkpoint: `first.{name}` and `second.{name}`.
+    #[must_use]
+    pub fn to_weights(&self) -> Weights {
+        let named = |prefix: &'static str, map: &BTreeMap<String, Vec<f32>>| {
+            let entry = move |(n, d): (&String, &Vec<f32>)| {
+                (format!("{prefix}.{n}"), Values { shape: vec![d.len()], data: d.clone() })
+            };
+            map.iter().map(entry).collect::<Weights>()
+        };
+        let mut all = named("first", &self.first);
+        all.extend(named("second", &self.second));
+        all
+    }
+
+    /// The state that [`AdamW::to_weights`] wrote.
+    #[must_use]
+    pub fn from_weights(step: u64, weights: &Weights) -> Self {
+        let part = |prefix: &str| {
+            let strip = |(n, v): (&String, &Values)| Some((n.strip_prefix(prefix)?.to_owned(), v.data.clone()));
+            weights.iter().filter_map(strip).collect()
+        };
+        Self { step, first: part("first."), second: part("second.") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(value: f32) -> Weights {
+        [("w".to_owned(), Values { shape: vec![1], data: vec![value] })].into()
+    }
+
+    #[test]
+    fn first_step_moves_by_the_learning_rate_against_the_gradient() {
+        let mut weights = one(1.0);
+        let gradients = [("w".to_owned(), vec![0.5])].into();
+        let norm = AdamW::default().step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1);
+        assert!((norm - 0.5).abs() < 1e-6);
+        assert!((weights["w"].data[0] - 0.9).abs() < 1e-5);
+    }
+
+    #[test]
+    fn restored_state_takes_the_same_step() {
+        let gradients: Gradients = [("w".to_owned(), vec![0.3])].into();
+        let (mut weights, mut adam) = (one(1.0), AdamW::default());
+        adam.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1);
+        let mut restored = AdamW::from_weights(adam.step, &adam.to_weights());
+        let mut copy = weights.clone();
+        adam.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1);
+        restored.step(&AdamWConfig::default(), &mut copy, &gradients, |_| 0.1);
+        assert_eq!(weights, copy);
+    }
+
+    #[test]
+    fn only_matrices_decay() {
+        let matrix = |name: &str, shape: &[usize]| decays(name, &Values { shape: shape.into(), data: Vec::new() });
+        assert!(matrix("blocks.0.attn.qkv.weight", &[9, 3]));
+        assert!(!matrix("blocks.0.norm1.weight", &[3]));
+        assert!(!matrix("image_encoder.pos_embed", &[1, 4, 4, 3]));
+        assert!(!matrix("mask_decoder.iou_token.weight", &[1, 8]));
+    }
+}

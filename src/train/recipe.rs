@@ -1,0 +1,215 @@
+//! A run's recipe: one TOML file with everything that decides the result, besides the data.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::model::{ClipHeadConfig, MergedConfig, SamConfig, TextConfig, VisionConfig};
+use crate::train::optimizer::AdamWConfig;
+
+/// The recipe of a merged model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the bundle.
+    pub name: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Merges of the shortened vocabulary; 48,894 is CLIP's own.
+    pub merges: usize,
+    /// Share of drawn scenes among the training samples, 0-1; 1 where no photos are given.
+    pub synth_share: f64,
+    /// Backbone and SAM head.
+    pub sam: SamConfig,
+    /// CLIP head.
+    pub clip_head: ClipHeadConfig,
+    /// Text tower.
+    pub text: TextConfig,
+    /// The CLIP teacher's image tower.
+    pub clip_teacher: VisionConfig,
+    /// Optimiser, all stages.
+    #[serde(default)]
+    pub optimizer: AdamWConfig,
+    /// Training the SAM teacher on labelled masks.
+    pub teach_sam: Stage,
+    /// Training the CLIP teacher on captions, labels and labelled regions.
+    pub teach_clip: Stage,
+    /// Stage 1 of the paper: backbone frozen, CLIP head only.
+    pub probe: Stage,
+    /// Stage 2 of the paper: backbone, CLIP head and SAM head together.
+    pub distill: Stage,
+    /// Weights of the losses in stages 1 and 2.
+    pub losses: LossWeights,
+    /// The fixed shapes of the exported graphs, and what the daemon needs to know.
+    pub export: ExportConfig,
+}
+
+/// One training stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Samples per step.
+    pub batch: usize,
+    /// Highest learning rate.
+    pub learning_rate: f32,
+    /// Factor on the learning rate of backbone and SAM head (the paper: 0.1).
+    #[serde(default = "one")]
+    pub backbone_rate: f32,
+    /// Steps of linear warm-up.
+    pub warmup: u64,
+    /// Prompts per image for the SAM head.
+    #[serde(default)]
+    pub prompts: usize,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+/// Weights of the losses. The paper's total is L_CLIP + 10 L_SAM with L_SAM against the SAM teacher alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossWeights {
+    /// L_CLIP: cosine distance of image embeddings to the CLIP teacher's.
+    pub clip: f32,
+    /// L_SAM: 20 × focal + dice, and the squared error of the predicted IoU.
+    pub sam: f32,
+    /// Share of the labelled mask in L_SAM's target, the rest is the SAM teacher's; 0 is the paper.
+    pub labelled: f32,
+    /// Departure from the paper: cross-entropy of patch embeddings against class-name embeddings on
+    /// labelled masks; 0 is the paper.
+    pub region_text: f32,
+}
+
+/// What the bundle fixes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportConfig {
+    /// Prompts per decoder run, Q.
+    pub prompts: usize,
+    /// Points per prompt, N.
+    pub points: usize,
+    /// Texts per text encoder run, T.
+    pub texts: usize,
+    /// Prompts that compete with every query.
+    pub background: Vec<String>,
+    /// Default score threshold, 0-1.
+    pub threshold: f32,
+}
+
+/// Why a recipe was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file is not a recipe.
+    #[error("{path}: {reason}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and what was expected.
+        reason: String,
+    },
+    /// Values do not go together.
+    #[error("{path}: {what}: found {found}, expected {expected}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        what: &'static str,
+        /// Its value.
+        found: String,
+        /// What is allowed.
+        expected: String,
+    },
+}
+
+impl Recipe {
+    /// Reads and checks a recipe.
+    ///
+    /// # Errors
+    /// [`RecipeError`] names the file, the key, what was found and what is allowed.
+    pub fn read(path: &Path) -> Result<Self, RecipeError> {
+        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Io { path: path.into(), source })?;
+        let recipe: Self = toml::from_str(&text)
+            .map_err(|e| RecipeError::Syntax { path: path.into(), reason: e.to_string().trim_end().into() })?;
+        recipe.check(path)?;
+        Ok(recipe)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), RecipeError> {
+        let sam = &self.sam;
+        let stem = 1_usize.checked_shl(u32::try_from(sam.stem.len()).unwrap_or(u32::MAX)).unwrap_or(0);
+        let rules: [(&'static str, bool, String, String); 9] = [
+            ("sam.patch_size", sam.patch_size == 16, sam.patch_size.to_string(), "16".into()),
+            (
+                "sam.image_size",
+                sam.image_size >= 32 && sam.image_size.is_multiple_of(16),
+                sam.image_size.to_string(),
+                "a multiple of 16, at least 32".into(),
+            ),
+            (
+                "sam.stem",
+                sam.stem.is_empty() || (stem == sam.patch_size && sam.stem.last() == Some(&sam.embed_dim)),
+                format!("{:?}", sam.stem),
+                format!("empty, or four widths ending in embed_dim {}", sam.embed_dim),
+            ),
+            (
+                "sam.num_heads",
+                sam.num_heads > 0 && sam.embed_dim.is_multiple_of(sam.num_heads),
+                sam.num_heads.to_string(),
+                format!("a divisor of embed_dim {}", sam.embed_dim),
+            ),
+            (
+                "sam.out_chans",
+                sam.out_chans.is_multiple_of(8 * sam.decoder_heads.max(1)) && sam.decoder_heads > 0,
+                sam.out_chans.to_string(),
+                "a multiple of 8 × decoder_heads".into(),
+            ),
+            (
+                "text.vocab_size",
+                self.text.vocab_size == self.merges + 514,
+                self.text.vocab_size.to_string(),
+                format!("merges + 514 = {}", self.merges + 514),
+            ),
+            ("text.context_length", self.text.context_length == 77, self.text.context_length.to_string(), "77".into()),
+            (
+                "synth_share",
+                (0.0..=1.0).contains(&self.synth_share),
+                self.synth_share.to_string(),
+                "0 to 1".into(),
+            ),
+            (
+                "export.points",
+                self.export.points >= 3 && self.export.prompts > 0 && self.export.texts > 0,
+                format!("{} points, {} prompts, {} texts", self.export.points, self.export.prompts, self.export.texts),
+                "at least 3 points, 1 prompt and 1 text".into(),
+            ),
+        ];
+        for (what, holds, found, expected) in rules {
+            if !holds {
+                return Err(RecipeError::Value { path: path.into(), what, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// The merged model's configuration.
+    #[must_use]
+    pub fn merged(&self) -> MergedConfig {
+        MergedConfig {
+            sam: self.sam.clone(),
+            clip_head: self.clip_head.clone(),
+            text: self.text.clone(),
+            quick_gelu: false,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! One training stage: steps, checkpoints, resume.
+//!
+//! The batch of step `i` is a function of seed, stage and `i` alone, and a checkpoint holds weights, moments and the
+//! step count; so a run that was killed goes on exactly where its last checkpoint was.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use burn_autodiff::Autodiff;
+use burn_backend::{AutodiffBackend, BackendTypes, read_sync};
+use burn_backend::ops::FloatTensorOps;
+use burn_flex::Flex;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::train::autodiff::Graph;
+use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
+use crate::train::recipe::Stage;
+use crate::train::schedule::warmup_cosine;
+use crate::train::weights::{self, Weights, WeightsError};
+
+/// The backend that trains: the CPU, with gradients.
+pub type Tape = Autodiff<Flex>;
+/// A tensor of [`Tape`].
+pub type Tensor = <Tape as BackendTypes>::FloatTensorPrimitive;
+
+/// Steps between checkpoints.
+const CHECKPOINT_EVERY: u64 = 100;
+
+/// Why a stage stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// Reading or writing a checkpoint.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The checkpoint belongs to another run.
+    #[error("{path}: made from {found}, this run is {expected}; choose another folder or delete the file")]
+    OtherRun {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its run's identity.
+        found: String,
+        /// This run's.
+        expected: String,
+    },
+    /// The loss is not a number.
+    #[error("stage {stage}, step {step}: loss is {loss}; the last checkpoint is kept, lower learning_rate and run again")]
+    NotFinite {
+        /// The stage.
+        stage: String,
+        /// The step.
+        step: u64,
+        /// The loss.
+        loss: f32,
+    },
+}
+
+/// What a checkpoint is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The recipe as TOML.
+    pub recipe: String,
+    /// Fingerprint of the data.
+    pub data: String,
+}
+
+/// Loss of one step and its named parts, for the log.
+pub struct StepLoss {
+    /// The scalar that is minimised.
+    pub total: Tensor,
+    /// Parts by name.
+    pub parts: Vec<(&'static str, f32)>,
+}
+
+/// A stage in progress.
+pub struct Session {
+    path: PathBuf,
+    name: String,
+    identity: Identity,
+    /// Current weights.
+    pub weights: Weights,
+    optimizer: AdamW,
+}
+
+impl Session {
+    /// Opens the stage `name` in `folder`: from its checkpoint if there is one, else from `initial`.
+    ///
+    /// # Errors
+    /// [`SessionError`] if the checkpoint is damaged or belongs to another recipe or other data.
+    pub fn open(
+        folder: &Path,
+        name: &str,
+        identity: &Identity,
+        initial: impl FnOnce() -> Weights,
+    ) -> Result<Self, SessionError> {
+        let path = folder.join(format!("{name}.safetensors"));
+        let mut session = Self {
+            path: path.clone(),
+            name: name.into(),
+            identity: identity.clone(),
+            weights: Weights::new(),
+            optimizer: AdamW::default(),
+        };
+        if !path.exists() {
+            session.weights = initial();
+            return Ok(session);
+        }
+        let metadata = weights::read_metadata(&path)?;
+        let field = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+        for (key, expected) in [("recipe", &identity.recipe), ("data", &identity.data)] {
+            if field(key) != *expected {
+                let (found, expected) = (format!("{key} {:?}", field(key)), format!("{key} {expected:?}"));
+                return Err(SessionError::OtherRun { path, found, expected });
+            }
+        }
+        let step = field("step").parse().unwrap_or(0);
+        let (state, weights): (Weights, Weights) =
+            weights::read(&path)?.into_iter().partition(|(n, _)| n.starts_with("first.") || n.starts_with("second."));
+        session.weights = weights;
+        session.optimizer = AdamW::from_weights(step, &state);
+        Ok(session)
+    }
+
+    /// Steps taken.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.optimizer.step
+    }
+
+    /// Writes the checkpoint.
+    ///
+    /// # Errors
+    /// [`SessionError::Weights`] if it cannot be written; the previous one is kept.
+    pub fn save(&self) -> Result<(), SessionError> {
+        let mut all = self.weights.clone();
+        all.extend(self.optimizer.to_weights());
+        let metadata = BTreeMap::from([
+            ("stage".to_owned(), self.name.clone()),
+            ("step".to_owned(), self.optimizer.step.to_string()),
+            ("recipe".to_owned(), self.identity.recipe.clone()),
+            ("data".to_owned(), self.identity.data.clone()),
+        ]);
+        Ok(weights::write(&self.path, &all, &metadata)?)
+    }
+
+    /// Runs the stage to its end: `batch` makes the input of a step on another thread, `loss` computes.
+    /// `rate` gives each weight's factor on the learning rate, 0 for frozen weights.
+    ///
+    /// # Errors
+    /// [`SessionError`] if a checkpoint cannot be written or the loss is not finite.
+    pub fn run<I: Send>(
+        &mut self,
+        stage: &Stage,
+        optimizer: &AdamWConfig,
+        rate: impl Fn(&str) -> f32,
+        batch: impl Fn(u64) -> I + Sync,
+        mut loss: impl FnMut(&Graph<Tape>, I) -> StepLoss,
+    ) -> Result<(), SessionError> {
+        let progress = progress_bar(&self.name, stage.steps, self.step());
+        let mut log = Log::default();
+        let first = self.step();
+        std::thread::scope(|scope| {
+            let (send, receive) = sync_channel(2);
+            let batch = &batch;
+            scope.spawn(move || {
+                // A closed channel means that the loop below ended early.
+                (first..stage.steps).try_for_each(|step| send.send(batch(step)).ok())
+            });
+            for step in first..stage.steps {
+                let waited = Instant::now();
+                let Ok(input) = receive.recv() else { break };
+                log.input_wait += waited.elapsed();
+                let started = Instant::now();
+                let (value, parts, gradients) = gradients(&self.weights, &rate, |graph| loss(graph, input));
+                if !value.is_finite() {
+                    return Err(SessionError::NotFinite { stage: self.name.clone(), step, loss: value });
+                }
+                let base = stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup);
+                let norm = self.optimizer.step(optimizer, &mut self.weights, &gradients, |name| base * rate(name));
+                log.compute += started.elapsed();
+                log.add(&parts);
+                progress.set_position(step + 1);
+                if (step + 1).is_multiple_of(25) || step + 1 == stage.steps {
+                    progress.set_message(log.line());
+                    tracing::info!(stage = %self.name, step = step + 1, norm, "{}", log.line());
+                    log = Log::default();
+                }
+                if (step + 1).is_multiple_of(CHECKPOINT_EVERY) || step + 1 == stage.steps {
+                    self.save()?;
+                }
+            }
+            Ok(())
+        })?;
+        progress.finish();
+        Ok(())
+    }
+}
+
+/// Means since the last line of the log.
+#[derive(Default)]
+struct Log {
+    parts: BTreeMap<&'static str, (f32, u32)>,
+    input_wait: Duration,
+    compute: Duration,
+}
+
+impl Log {
+    fn add(&mut self, parts: &[(&'static str, f32)]) {
+        for &(name, value) in parts.iter().filter(|(_, v)| v.is_finite()) {
+            let (sum, count) = self.parts.entry(name).or_default();
+            *sum += value;
+            *count += 1;
+        }
+    }
+
+    fn line(&self) -> String {
+        let mut line: Vec<String> =
+            self.parts.iter().map(|(name, (sum, count))| format!("{name} {:.3}", sum / *count as f32)).collect();
+        let total = (self.input_wait + self.compute).as_secs_f64().max(1e-9);
+        line.push(format!("input wait {:.0} %", 100.0 * self.input_wait.as_secs_f64() / total));
+        line.join(", ")
+    }
+}
+
+fn progress_bar(name: &str, steps: u64, done: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {pos}/{len} {wide_bar} {eta} {msg}")
+        .expect("the template is constant");
+    let bar = ProgressBar::new(steps).with_style(style).with_prefix(name.to_owned()).with_position(done);
+    bar.reset_eta();
+    bar
+}
+
+/// Loss, its parts, and gradients of every weight whose `rate` is above 0.
+pub fn gradients(
+    weights: &Weights,
+    rate: impl Fn(&str) -> f32,
+    loss: impl FnOnce(&Graph<Tape>) -> StepLoss,
+) -> (f32, Vec<(&'static str, f32)>, Gradients) {
+    let device = Default::default();
+    let parameters = Graph::<Tape>::new(weights, device).parameters().clone();
+    let parameters = parameters.into_iter().map(|(name, tensor)| {
+        let tensor = if rate(&name) > 0.0 { tensor.require_grad() } else { tensor };
+        (name, tensor)
+    });
+    let graph = Graph::<Tape>::from_parameters(parameters.collect(), device);
+    let StepLoss { total, parts } = loss(&graph);
+    let value = graph.values(&total)[0];
+    let mut tape = Tape::backward(total);
+    let mut gradients = Gradients::new();
+    for (name, tensor) in graph.parameters() {
+        if rate(name) > 0.0
+            && let Some(gradient) = Tape::grad_remove(tensor, &mut tape)
+        {
+            let data = read_sync(Flex::float_into_data(gradient)).expect("a gradient can be read back");
+            gradients.insert(name.clone(), data.try_into_vec::<f32>().expect("gradients are f32"));
+        }
+    }
+    (value, parts, gradients)
+}
+

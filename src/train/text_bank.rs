@@ -1,0 +1,61 @@
+//! Text embeddings of names, as the daemon computes them: 80 templates, averaged, re-normalised.
+
+use std::collections::HashMap;
+
+use burn_flex::Flex;
+
+use crate::text::templates::TEMPLATES;
+use crate::text::tokenizer::{TextError, Tokenizer};
+use crate::train::autodiff::{Graph, TokenBatch};
+use crate::train::model::{TextConfig, clip};
+use crate::train::ops::Ops;
+use crate::train::weights::Weights;
+
+/// A frozen text tower with a cache.
+pub struct TextBank {
+    tower: Graph<Flex>,
+    config: TextConfig,
+    dim: usize,
+    tokenizer: Tokenizer,
+    cache: HashMap<String, Vec<f32>>,
+}
+
+/// Token ids of `texts`, cut behind the longest text: what follows the end-of-text token never matters.
+///
+/// # Errors
+/// [`TextError`] of the first text that is refused.
+pub fn tokenize(tokenizer: &Tokenizer, texts: &[String]) -> Result<TokenBatch, TextError> {
+    let rows = texts.iter().map(|t| tokenizer.encode(t)).collect::<Result<Vec<_>, _>>()?;
+    let end = |row: &[u32; 77]| row.iter().position(|&id| id == tokenizer.end_of_text()).unwrap_or(76);
+    let length = rows.iter().map(end).max().unwrap_or(0) + 1;
+    Ok(TokenBatch::new(rows.iter().flat_map(|row| row[..length].iter().copied()).collect(), length))
+}
+
+impl TextBank {
+    /// A bank over the text tower among `weights`, embedding into `dim` dimensions.
+    #[must_use]
+    pub fn new(weights: &Weights, config: &TextConfig, dim: usize, tokenizer: Tokenizer) -> Self {
+        Self { tower: Graph::new(weights, Default::default()), config: config.clone(), dim, tokenizer, cache: HashMap::new() }
+    }
+
+    /// Unit-norm embedding `[D]` of a name.
+    ///
+    /// # Errors
+    /// [`TextError`] if the name is too long.
+    pub fn embed(&mut self, name: &str) -> Result<&[f32], TextError> {
+        if !self.cache.contains_key(name) {
+            let texts: Vec<String> = TEMPLATES.iter().map(|t| t.replace("{}", name)).collect();
+            let tokens = tokenize(&self.tokenizer, &texts)?;
+            let features = clip::encode_text(&self.tower, &self.config, self.dim, false, &tokens);
+            let rows = self.tower.values(&self.tower.unit_norm(&features));
+            let mut mean = vec![0.0; self.dim];
+            for row in rows.chunks(self.dim) {
+                mean.iter_mut().zip(row).for_each(|(m, r)| *m += r);
+            }
+            let norm = mean.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);
+            mean.iter_mut().for_each(|v| *v /= norm);
+            self.cache.insert(name.to_owned(), mean);
+        }
+        Ok(&self.cache[name])
+    }
+}
