@@ -1,4 +1,3 @@
 //! The recipe: data → teachers → probe → distill → export.
 
 pub mod dataset;
-pub mod synth;
