@@ -1,1 +1,123 @@
-fn main() {}
+//! `train`: makes a bundle from photos and drawn scenes, or from other people's checkpoints.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use samclip::text::tokenizer::Tokenizer;
+use samclip::train::dataset::Dataset;
+use samclip::train::feed::Feed;
+use samclip::train::recipe::Recipe;
+use samclip::train::session::Identity;
+use samclip::train::text_bank::TextBank;
+use samclip::train::{distill, teachers, weights};
+
+/// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All stages of a recipe, from teachers to the exported bundle; goes on where it was stopped.
+    Run(RunArguments),
+    /// The SAM and the CLIP teacher of a recipe, from labelled data.
+    Teachers(RunArguments),
+    /// Stage 1: the CLIP head on the frozen backbone.
+    Probe(RunArguments),
+    /// Stage 2: backbone, CLIP head and SAM head together.
+    Distill(RunArguments),
+}
+
+#[derive(clap::Args)]
+struct RunArguments {
+    /// Recipe file, for example models/nano/recipe.toml.
+    #[arg(long)]
+    recipe: PathBuf,
+    /// WebDataset tars or globs of them; drawn scenes alone without any.
+    #[arg(long, num_args = 1..)]
+    data: Vec<String>,
+    /// Folder of the run's checkpoints.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Arguments::parse().command {
+        Command::Run(arguments) | Command::Distill(arguments) => Run::open(&arguments)?.distill().map(|_| ()),
+        Command::Teachers(arguments) => Run::open(&arguments)?.teachers().map(|_| ()),
+        Command::Probe(arguments) => Run::open(&arguments)?.probe().map(|_| ()),
+    }
+}
+
+/// A recipe with its data and its folder.
+struct Run {
+    recipe: Recipe,
+    feed: Feed,
+    tokenizer: Tokenizer,
+    identity: Identity,
+    out: PathBuf,
+}
+
+impl Run {
+    fn open(arguments: &RunArguments) -> Result<Self> {
+        let recipe = Recipe::read(&arguments.recipe)?;
+        std::fs::create_dir_all(&arguments.out).with_context(|| format!("cannot create {}", arguments.out.display()))?;
+        let dataset = match arguments.data.as_slice() {
+            [] => None,
+            patterns => Some(open_data(patterns)?),
+        };
+        let data = dataset.as_ref().map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
+        let identity = Identity { recipe: toml::to_string(&recipe).context("the recipe is valid TOML")?, data };
+        let tokenizer = Tokenizer::shortened(recipe.merges)?;
+        let feed = Feed::new(dataset, recipe.synth_share, recipe.seed);
+        Ok(Self { recipe, feed, tokenizer, identity, out: arguments.out.clone() })
+    }
+
+    fn teachers(&self) -> Result<distill::Teachers> {
+        let Self { recipe, feed, identity, out, .. } = self;
+        let sam = teachers::sam(recipe, feed, out, identity)?;
+        let clip = teachers::clip(recipe, feed, &self.tokenizer, out, identity)?;
+        let text = TextBank::new(&clip, &recipe.text, recipe.clip_head.text_dim, self.tokenizer.clone());
+        Ok(distill::Teachers::new(&sam, &clip, text))
+    }
+
+    fn probe(&self) -> Result<(distill::Teachers, weights::Weights)> {
+        let Self { recipe, feed, identity, out, .. } = self;
+        let mut teachers = self.teachers()?;
+        let student = || {
+            let read = |stage: &str| read_stage(out, stage);
+            Ok::<_, weights::WeightsError>(distill::student(recipe, &read("sam_teacher")?, &read("clip_teacher")?))
+        };
+        let student = student()?;
+        let probed = distill::probe(recipe, feed, &mut teachers, || student, out, identity)?;
+        Ok((teachers, probed))
+    }
+
+    fn distill(&self) -> Result<weights::Weights> {
+        let Self { recipe, feed, identity, out, .. } = self;
+        let (mut teachers, probed) = self.probe()?;
+        Ok(distill::distill(recipe, feed, &mut teachers, || probed, out, identity)?)
+    }
+}
+
+fn read_stage(out: &Path, stage: &str) -> Result<weights::Weights, weights::WeightsError> {
+    let all = weights::read(&out.join(format!("{stage}.safetensors")))?;
+    Ok(all.into_iter().filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second.")).collect())
+}
+
+fn open_data(patterns: &[String]) -> Result<Dataset> {
+    let mut dataset = Dataset::open(patterns)?;
+    dataset.skip_corrupt();
+    for error in dataset.skipped() {
+        tracing::warn!(%error, "sample skipped");
+    }
+    tracing::info!(samples = dataset.len(), skipped = dataset.skipped().len(), "data opened");
+    ensure!(!dataset.is_empty(), "{patterns:?}: no readable sample; check the paths");
+    Ok(dataset)
+}

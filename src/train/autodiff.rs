@@ -52,7 +52,9 @@ impl<B: Kernels> Graph<B> {
     }
 
     fn upload(device: &B::Device, values: &Values) -> FloatTensor<B> {
-        B::float_from_data(TensorData::new(values.data.clone(), values.shape.clone()), device)
+        // The backend has no rank 0: a scalar (`logit_scale`) has one axis on the device.
+        let shape = if values.shape.is_empty() { vec![1] } else { values.shape.clone() };
+        B::float_from_data(TensorData::new(values.data.clone(), shape), device)
     }
 
     /// The parameters by name.
@@ -115,7 +117,7 @@ impl<B: Kernels> Ops for Graph<B> {
 
     fn weight(&self, name: &str, expected: &[usize]) -> Self::Tensor {
         let found = self.parameters.get(name).unwrap_or_else(|| panic!("weight {name:?} was checked against the inventory"));
-        debug_assert_eq!(sizes(found), expected, "{name}");
+        debug_assert!(expected.is_empty() || sizes(found) == expected, "{name}");
         found.clone()
     }
 

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::train::dataset::augment::{Augmentation, Fit, Normalisation, View, augment};
 use crate::train::dataset::names::{canonical, overlap, whole_person};
-use crate::train::dataset::sample::{ClassNames, Sample};
+use crate::train::dataset::{ClassNames, Sample};
 use crate::train::dataset::{Dataset, Split, epoch_order, split};
 use crate::train::synth;
 
@@ -109,7 +109,7 @@ impl Feed {
                 return sample;
             }
         }
-        synth::Scene::draw(rng.random(), 320)
+        synth::draw(rng.random(), 320)
     }
 
     /// An augmented item of `side` pixels.

@@ -1,12 +1,26 @@
 //! The recipe: data → teachers → probe → distill → export.
+//!
+//! The model is written once over [`ops::Ops`] ([`model`]); [`autodiff`] computes it with gradients and
+//! [`onnx`] records it. [`teachers`] makes small SAM and CLIP teachers from labelled data, [`distill`] merges
+//! two teachers into one encoder (paper, stages 1 and 2), `export` writes the bundle that the daemon reads.
+//! A stage is a [`session::Session`]: it resumes where it was killed.
 
 pub mod autodiff;
 pub mod dataset;
+pub mod distill;
+pub mod feed;
 pub mod initial;
 pub mod kernels;
+pub mod loss;
 pub mod model;
 pub mod onnx;
 pub mod ops;
 pub mod optimizer;
+pub mod recipe;
+pub mod sam_loss;
+pub mod schedule;
+pub mod session;
 pub mod synth;
+pub mod teachers;
+pub mod text_bank;
 pub mod weights;

@@ -162,8 +162,10 @@ pub(super) fn standardise_backward(x: &FlexTensor, grad: &FlexTensor, epsilon: f
 /// eˣ for x ≤ 0 (Cody-Waite reduction, degree-6 polynomial).
 #[inline]
 fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0;
     let x = x.max(-87.0);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    // Adding and taking away 1.5 · 2²³ rounds to the nearest integer without a library call.
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
     let p = 1.0 + r * (1.0 + r * (0.5 + r * (0.166_666_66 + r * (0.041_666_7 + r * (0.008_333_4 + r * 0.001_389)))));
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // n is in −126..=0

@@ -1,0 +1,314 @@
+//! Stages 1 and 2 of the paper: head probing, then joint distillation of backbone, CLIP head and SAM head.
+//!
+//! Departures from the paper, all set in the recipe: pictures of a step serve all losses (the paper draws
+//! separate batches because its teachers' data differ); `losses.labelled` mixes labelled masks into the SAM
+//! teacher's; `losses.region_text` adds the cross-entropy of patch embeddings against class names.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn_backend::ops::FloatTensorOps;
+use burn_flex::Flex;
+
+use crate::train::autodiff::Graph;
+use crate::train::dataset::augment::{Colours, Fit, view};
+use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, upsample};
+use crate::train::initial;
+use crate::train::loss::{cosine, cross_entropy};
+use crate::train::model::position::linear_matrix;
+use crate::train::model::{clip, clip_head, encoder, inventory};
+use crate::train::ops::Ops;
+use crate::train::recipe::{Recipe, Stage};
+use crate::train::sam_loss;
+use crate::train::session::{Identity, Session, SessionError, StepLoss, Tape, Tensor};
+use crate::train::teachers::{CLIP_NORMALISATION, clip_config};
+use crate::train::text_bank::TextBank;
+use crate::train::weights::Weights;
+
+/// Stage numbers, for random streams.
+const PROBE: u64 = 3;
+const DISTILL: u64 = 4;
+
+/// Frozen teachers: held in their own type, without a tape, so that they cannot be trained by mistake.
+pub struct Teachers {
+    sam: Graph<Flex>,
+    clip: Graph<Flex>,
+    /// Text embeddings of names by the CLIP teacher's tower.
+    pub text: TextBank,
+}
+
+impl Teachers {
+    /// Teachers from their weights.
+    #[must_use]
+    pub fn new(sam: &Weights, clip: &Weights, text: TextBank) -> Self {
+        let device = Default::default();
+        Self { sam: Graph::new(sam, device), clip: Graph::new(clip, device), text }
+    }
+}
+
+/// The student before training: the SAM teacher, a CLIP head whose layers are copies of the last backbone
+/// block (paper appendix A) with a random MLP, and the CLIP teacher's text tower.
+#[must_use]
+pub fn student(recipe: &Recipe, sam: &Weights, clip: &Weights) -> Weights {
+    let config = recipe.merged();
+    let mut weights = initial::weights(&inventory::merged(&config), recipe.seed + 2);
+    let last = format!("image_encoder.blocks.{}.", config.sam.depth - 1);
+    for (name, values) in &mut weights {
+        let copied = name.strip_prefix("clip_head.blocks.").and_then(|rest| rest.split_once('.'));
+        let source = copied.map_or_else(|| name.clone(), |(_, rest)| format!("{last}{rest}"));
+        if let Some(found) = sam.get(&source).or_else(|| clip.get(&source))
+            && found.shape == values.shape
+        {
+            values.data.clone_from(&found.data);
+        }
+    }
+    weights
+}
+
+/// One step's input.
+pub struct Input {
+    items: Vec<Item>,
+    teacher_pixels: Vec<f32>,
+    prompts: PromptBatch,
+    targets: NameTargets,
+}
+
+/// Grid of the region-text loss, in cells per patch and direction.
+const CELLS_PER_PATCH: usize = 2;
+
+/// Stage 1: backbone frozen, CLIP head only.
+///
+/// # Errors
+/// [`SessionError`] of the stage.
+pub fn probe(
+    recipe: &Recipe,
+    feed: &Feed,
+    teachers: &mut Teachers,
+    initial: impl FnOnce() -> Weights,
+    folder: &Path,
+    identity: &Identity,
+) -> Result<Weights, SessionError> {
+    let rate = |name: &str| f32::from(u8::from(name.starts_with("clip_head.")));
+    let mut session = Session::open(folder, "probe", identity, initial)?;
+    run(&mut session, &recipe.probe, PROBE, recipe, feed, teachers, &rate)?;
+    Ok(session.weights)
+}
+
+/// Stage 2: backbone, CLIP head and SAM head; prompt encoder and text tower stay frozen.
+///
+/// # Errors
+/// [`SessionError`] of the stage.
+pub fn distill(
+    recipe: &Recipe,
+    feed: &Feed,
+    teachers: &mut Teachers,
+    initial: impl FnOnce() -> Weights,
+    folder: &Path,
+    identity: &Identity,
+) -> Result<Weights, SessionError> {
+    let slow = recipe.distill.backbone_rate;
+    let rate = |name: &str| match name {
+        _ if name.starts_with("clip_head.") => 1.0,
+        "logit_scale" if recipe.losses.region_text > 0.0 => 1.0,
+        _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => slow,
+        _ => 0.0,
+    };
+    let mut session = Session::open(folder, "distill", identity, initial)?;
+    run(&mut session, &recipe.distill, DISTILL, recipe, feed, teachers, &rate)?;
+    Ok(session.weights)
+}
+
+fn run(
+    session: &mut Session,
+    stage: &Stage,
+    number: u64,
+    recipe: &Recipe,
+    feed: &Feed,
+    teachers: &mut Teachers,
+    rate: &dyn Fn(&str) -> f32,
+) -> Result<(), SessionError> {
+    let config = recipe.merged();
+    let (sam, side) = (&config.sam, config.sam.image_size);
+    let base = feed.names();
+    let name_weights = name_weights(feed);
+    let patches = if sam.grid() > config.clip_head.max_grid { sam.grid() / 2 } else { sam.grid() };
+    let cells = patches * CELLS_PER_PATCH;
+    let teacher_side = recipe.clip_teacher.image_size;
+    let batch = |step: u64| {
+        let mut input =
+            Input { items: Vec::new(), teacher_pixels: Vec::new(), prompts: PromptBatch::default(), targets: NameTargets::default() };
+        for slot in 0..stage.batch {
+            let mut rng = feed.rng(number, step, slot);
+            let sample = feed.sample(number, step, slot, stage.batch, 0.15);
+            let item = feed.item(&sample, side, &mut rng);
+            let at_teacher =
+                view(&sample, item.view.region, teacher_side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
+            input.teacher_pixels.extend(at_teacher.pixels);
+            if stage.prompts > 0 {
+                input.prompts.push(&item, stage.prompts, recipe.export.points, 4 * sam.grid(), &mut rng);
+            }
+            input.items.push(item);
+        }
+        input.targets =
+            NameTargets::new(&input.items, &base, cells, |name| name_weights.get(name).copied().unwrap_or(1.0));
+        input
+    };
+    session.run(stage, &recipe.optimizer, rate, batch, |graph, mut input| {
+        let b = stage.batch;
+        let pixels: Vec<f32> = input.items.iter().flat_map(|i| i.view.pixels.iter().copied()).collect();
+        let image = graph.input(pixels.clone(), &[b, 3, side, side]);
+        let tokens = encoder::tokens(graph, sam, &image);
+        let (patch_embeddings, image_embedding) = clip_head::embed(graph, &config, &tokens);
+
+        let expected = teachers.clip.input(std::mem::take(&mut input.teacher_pixels), &[b, 3, teacher_side, teacher_side]);
+        let expected = clip::encode_image(&teachers.clip, &clip_config(recipe), &expected);
+        let expected = teachers.clip.values(&teachers.clip.unit_norm(&expected));
+        let expected = graph.input(expected, &[b, config.clip_head.text_dim]);
+        let distance = graph.scale(&graph.sum(&cosine(graph, &image_embedding, &expected), 0), 1.0 / b as f32);
+        let mut total = graph.reshape(&graph.scale(&distance, recipe.losses.clip), &[1]);
+        let mut parts = vec![("clip", graph.values(&distance)[0])];
+
+        let mut scores = None;
+        if recipe.losses.region_text > 0.0 {
+            let (loss, accuracy, logits) =
+                region_text(graph, &patch_embeddings, &input.targets, teachers, patches, config.clip_head.text_dim);
+            parts.extend([("region-text", graph.values(&loss)[0]), ("cell accuracy", accuracy)]);
+            total = graph.add(&total, &graph.reshape(&graph.scale(&loss, recipe.losses.region_text), &[1]));
+            scores = Some(logits);
+        }
+        if stage.prompts > 0 && recipe.losses.sam > 0.0 {
+            if let Some(logits) = &scores {
+                mask_prompts_from_scores(&mut input, logits, patches, 4 * sam.grid());
+            }
+            if recipe.losses.labelled < 1.0 {
+                let image = teachers.sam.input(pixels, &[b, 3, side, side]);
+                let embeddings = encoder::neck(&teachers.sam, sam, &encoder::tokens(&teachers.sam, sam, &image));
+                let (masks, _) = sam_loss::decode(&teachers.sam, sam, &embeddings, &input.prompts);
+                mix_teacher(&mut input.prompts, &teachers.sam.values(&masks), recipe.losses.labelled);
+            }
+            let embeddings = encoder::neck(graph, sam, &tokens);
+            let (loss, iou) = sam_loss::loss(graph, sam, &embeddings, &input.prompts);
+            parts.extend([("sam", graph.values(&loss)[0]), ("mask iou", iou)]);
+            total = graph.add(&total, &graph.scale(&loss, recipe.losses.sam));
+        }
+        StepLoss { total, parts }
+    })
+}
+
+/// Cross-entropy of upsampled patch logits against the names of the cells; the share of weighted cells whose
+/// best name is right; and the patch logits `[B, K, n²]` on the host.
+fn region_text(
+    graph: &Graph<Tape>,
+    patch_embeddings: &Tensor,
+    targets: &NameTargets,
+    teachers: &mut Teachers,
+    n: usize,
+    dim: usize,
+) -> (Tensor, f32, Vec<f32>) {
+    let k = targets.names.len();
+    let mut table = Vec::with_capacity(k * dim);
+    for name in &targets.names {
+        table.extend_from_slice(teachers.text.embed(name).expect("class names are short"));
+    }
+    let b = graph.shape(patch_embeddings)[0];
+    let scale = graph.reshape(&Tape::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
+    let rows = graph.reshape(&graph.permute(patch_embeddings, &[0, 2, 3, 1]), &[b * n * n, dim]);
+    let logits = graph.matmul(&rows, &graph.permute(&graph.input(table, &[k, dim]), &[1, 0]));
+    let logits = graph.mul(&logits, &scale); // [B·n², K]
+    let coarse = graph.values(&logits);
+    let cells = n * CELLS_PER_PATCH;
+    let up = graph.input(linear_matrix(n, cells), &[cells, n]);
+    let x = graph.matmul(&up, &graph.reshape(&logits, &[b, n, n * k])); // [B, cells, n·K]
+    let x = graph.matmul(&up, &graph.reshape(&x, &[b * cells, n, k])); // [B·cells, cells, K]
+    let x = graph.reshape(&x, &[b * cells * cells, k]);
+    let x = graph.add(&x, &graph.input(targets.allowed.clone(), &[b * cells * cells, k]));
+    let loss = cross_entropy(graph, &x, &graph.input(targets.target.clone(), &[b * cells * cells, k]));
+    let values = graph.values(&x);
+    let (mut right, mut counted) = (0.0_f32, 0.0_f32);
+    for (logits, target) in values.chunks(k).zip(targets.target.chunks(k)) {
+        if let Some(wanted) = target.iter().position(|&t| t > 0.0) {
+            counted += target[wanted];
+            if logits.iter().all(|&l| l <= logits[wanted]) {
+                right += target[wanted];
+            }
+        }
+    }
+    (loss, right / counted.max(1e-9), coarse)
+}
+
+/// Replaces the simulated mask prompts of named regions by what the CLIP head really says: the
+/// logit of the name's probability, clamped to ±10, upsampled.
+fn mask_prompts_from_scores(input: &mut Input, logits: &[f32], n: usize, low: usize) {
+    let k = input.targets.names.len();
+    let prompts = &mut input.prompts;
+    for row in 0..prompts.counts.len() {
+        let item = &input.items[row / prompts.per_image];
+        let (Some(name), Some(names)) = (prompts.named[row], &item.names) else { continue };
+        if prompts.has_mask[row] == 0.0 {
+            continue;
+        }
+        let Some(column) = input.targets.names.iter().position(|m| *m == names.names[usize::from(name) - 2]) else {
+            continue;
+        };
+        let image = &logits[(row / prompts.per_image) * n * n * k..][..n * n * k];
+        let coarse: Vec<f32> = image
+            .chunks(k)
+            .map(|cell| {
+                let rest = cell.iter().enumerate().filter(|(i, _)| *i != column).map(|(_, &l)| l);
+                let highest = rest.clone().fold(f32::MIN, f32::max);
+                let sum: f32 = rest.map(|l| (l - highest).exp()).sum();
+                (cell[column] - highest - sum.ln()).clamp(-10.0, 10.0)
+            })
+            .collect();
+        prompts.mask[row * low * low..][..low * low].copy_from_slice(&upsample(&coarse, n, low));
+    }
+}
+
+/// Mixes the teacher's single-mask probabilities `[R, 4, P]` into the targets `[R, P]`.
+fn mix_teacher(prompts: &mut PromptBatch, teacher: &[f32], labelled: f32) {
+    let pixels = prompts.target.len() / prompts.counts.len();
+    for (target, logits) in prompts.target.chunks_mut(pixels).zip(teacher.chunks(4 * pixels)) {
+        for (t, &z) in target.iter_mut().zip(logits) {
+            *t = labelled * *t + (1.0 - labelled) / (1.0 + (-z).exp());
+        }
+    }
+}
+
+/// Weight of each name in the region-text loss: the inverse root of its share of labelled pixels against the
+/// median, between 0.4 and 4, so that rare names are learnt and frequent ones do not drown them.
+fn name_weights(feed: &Feed) -> HashMap<String, f32> {
+    use crate::train::dataset::names::canonical;
+    use crate::train::dataset::{Split, split};
+    use rayon::prelude::*;
+    let Some(dataset) = feed.dataset() else { return HashMap::new() };
+    let count = |index: usize| -> HashMap<String, f64> {
+        let mut counts = HashMap::new();
+        if let Ok(sample) = dataset.get(index)
+            && let Some(mask) = sample.mask
+        {
+            let mut histogram = [0_u32; 256];
+            mask.classes.iter().for_each(|&c| histogram[usize::from(c)] += 1);
+            for (class, &n) in histogram.iter().enumerate().filter(|(_, n)| **n > 0) {
+                let name = u8::try_from(class).ok().and_then(|c| dataset.names().name(c)).and_then(canonical);
+                if let Some(name) = name {
+                    *counts.entry(name.to_owned()).or_insert(0.0) += f64::from(n);
+                }
+            }
+        }
+        counts
+    };
+    let merge = |mut a: HashMap<String, f64>, b: HashMap<String, f64>| {
+        b.into_iter().for_each(|(name, n)| *a.entry(name).or_insert(0.0) += n);
+        a
+    };
+    let counts = (0..dataset.len())
+        .into_par_iter()
+        .filter(|&i| split(&dataset.samples()[i].key) == Split::Train)
+        .map(count)
+        .reduce(HashMap::new, merge);
+    let mut sorted: Vec<f64> = counts.values().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else { return HashMap::new() };
+    #[allow(clippy::cast_possible_truncation)] // clamped to 0.4..4
+    counts.into_iter().map(|(name, n)| (name, (middle / n).sqrt().clamp(0.4, 4.0) as f32)).collect()
+}

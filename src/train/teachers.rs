@@ -1,0 +1,208 @@
+//! Small SAM and CLIP teachers from labelled data, for people without the big ones.
+//!
+//! The SAM teacher learns masks from points, boxes and coarse masks; the CLIP teacher learns pictures and
+//! labelled regions against their words (CLIP's symmetric cross-entropy, equal words being equal).
+
+use std::path::Path;
+
+use rand::RngExt;
+
+use crate::text::tokenizer::Tokenizer;
+use crate::train::autodiff::{Graph, TokenBatch};
+use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, view};
+use crate::train::dataset::names::canonical;
+use crate::train::dataset::Sample;
+use crate::train::feed::{Feed, PromptBatch, in_template};
+use crate::train::initial;
+use crate::train::loss::cross_entropy;
+use crate::train::model::{ClipConfig, clip, encoder, inventory};
+use crate::train::ops::Ops;
+use crate::train::recipe::Recipe;
+use crate::train::sam_loss;
+use crate::train::session::{Identity, Session, SessionError, StepLoss, Tape, Tensor};
+use crate::train::text_bank::tokenize;
+use crate::train::weights::Weights;
+
+/// CLIP's normalisation on 0-255 RGB (paper.md section 7).
+pub const CLIP_NORMALISATION: Normalisation = Normalisation {
+    mean: [122.770_94, 116.746_01, 104.093_74],
+    std: [68.500_534, 66.632_19, 70.323_16],
+};
+
+/// Stage numbers, for random streams.
+const SAM: u64 = 1;
+const CLIP: u64 = 2;
+
+/// The CLIP teacher's configuration.
+#[must_use]
+pub fn clip_config(recipe: &Recipe) -> ClipConfig {
+    ClipConfig {
+        embed_dim: recipe.clip_head.text_dim,
+        vision_cfg: recipe.clip_teacher.clone(),
+        text_cfg: recipe.text.clone(),
+        quick_gelu: false,
+    }
+}
+
+/// Trains the SAM teacher; returns its weights.
+///
+/// # Errors
+/// [`SessionError`] of the stage.
+pub fn sam(recipe: &Recipe, feed: &Feed, folder: &Path, identity: &Identity) -> Result<Weights, SessionError> {
+    let (sam, stage) = (&recipe.sam, &recipe.teach_sam);
+    let mut session = Session::open(folder, "sam_teacher", identity, || {
+        initial::weights(&inventory::sam(sam), recipe.seed)
+    })?;
+    let low = 4 * sam.grid();
+    let batch = |step: u64| {
+        let (mut pixels, mut prompts) = (Vec::new(), PromptBatch::default());
+        for slot in 0..stage.batch {
+            let mut rng = feed.rng(SAM, step, slot);
+            let sample = feed.sample(SAM, step, slot, stage.batch, 0.15);
+            let item = feed.item(&sample, sam.image_size, &mut rng);
+            prompts.push(&item, stage.prompts, recipe.export.points, low, &mut rng);
+            pixels.extend(item.view.pixels);
+        }
+        (pixels, prompts)
+    };
+    let frozen = |name: &str| f32::from(u8::from(!name.contains("gaussian_matrix")));
+    session.run(stage, &recipe.optimizer, frozen, batch, |graph, (pixels, prompts)| {
+        let image = graph.input(pixels, &[stage.batch, 3, sam.image_size, sam.image_size]);
+        let embeddings = encoder::neck(graph, sam, &encoder::tokens(graph, sam, &image));
+        let (total, iou) = sam_loss::loss(graph, sam, &embeddings, &prompts);
+        let parts = vec![("sam", graph.values(&total)[0]), ("mask iou", iou)];
+        StepLoss { total, parts }
+    })?;
+    Ok(session.weights)
+}
+
+/// A picture and its words.
+struct Pair {
+    pixels: Vec<f32>,
+    text: String,
+}
+
+/// A whole picture with its text, or a labelled region with its name.
+fn pair(feed: &Feed, sample: &Sample, side: usize, rng: &mut rand_chacha::ChaCha8Rng) -> Pair {
+    if rng.random_bool(0.7)
+        && let Some((region, name)) = named_region(feed, sample, rng)
+    {
+        let view = view(sample, region, side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
+        return Pair { pixels: view.pixels, text: in_template(&name, rng) };
+    }
+    let text = feed.item(sample, 16, rng).text.or_else(|| named_region(feed, sample, rng).map(|(_, name)| name));
+    let ranges = Augmentation { scale: (0.6, 1.0), ..Augmentation::default() };
+    let view = augment(sample, side, &ranges, &CLIP_NORMALISATION, rng);
+    Pair { pixels: view.pixels, text: text.unwrap_or_else(|| "a photo".into()) }
+}
+
+/// Bounding box, a little widened, of one named part of a sample.
+fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng) -> Option<(Region, String)> {
+    let (width, height) = (sample.photo.width, sample.photo.height);
+    let mut parts: Vec<(String, Vec<usize>)> = Vec::new();
+    if let (false, Some(segments)) = (sample.regions.is_empty(), &sample.segments) {
+        for (i, name) in sample.regions.iter().enumerate() {
+            let id = i + 1;
+            let pixels = segments.ids.iter().enumerate().filter(|(_, v)| usize::from(**v) == id).map(|(p, _)| p);
+            parts.push((name.clone(), pixels.collect()));
+        }
+    } else if let (Some(mask), Some(dataset)) = (&sample.mask, feed.dataset()) {
+        let mut classes: Vec<u8> = mask.classes.clone();
+        classes.sort_unstable();
+        classes.dedup();
+        for class in classes {
+            if let Some(name) = dataset.names().name(class).and_then(canonical) {
+                let pixels = mask.classes.iter().enumerate().filter(|(_, v)| **v == class).map(|(p, _)| p);
+                parts.push((name.to_owned(), pixels.collect()));
+            }
+        }
+    }
+    parts.retain(|(_, pixels)| pixels.len() * 200 > width * height);
+    if parts.is_empty() {
+        return None;
+    }
+    let (name, pixels) = parts.swap_remove(rng.random_range(0..parts.len()));
+    let (mut x0, mut y0, mut x1, mut y1) = (width, height, 0, 0);
+    for p in pixels {
+        (x0, x1) = (x0.min(p % width), x1.max(p % width + 1));
+        (y0, y1) = (y0.min(p / width), y1.max(p / width + 1));
+    }
+    let margin = rng.random_range(0.0..0.15);
+    let (w, h) = ((x1 - x0) as f32, (y1 - y0) as f32);
+    let x = (x0 as f32 - margin * w).max(0.0);
+    let y = (y0 as f32 - margin * h).max(0.0);
+    let region = Region {
+        x,
+        y,
+        width: (w * (1.0 + 2.0 * margin)).min(width as f32 - x),
+        height: (h * (1.0 + 2.0 * margin)).min(height as f32 - y),
+        flip: rng.random_bool(0.5),
+    };
+    Some((region, name))
+}
+
+/// Trains the CLIP teacher; returns its weights.
+///
+/// # Errors
+/// [`SessionError`] of the stage.
+pub fn clip(
+    recipe: &Recipe,
+    feed: &Feed,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+    identity: &Identity,
+) -> Result<Weights, SessionError> {
+    let (config, stage) = (clip_config(recipe), &recipe.teach_clip);
+    let side = config.vision_cfg.image_size;
+    let mut session = Session::open(folder, "clip_teacher", identity, || {
+        initial::weights(&inventory::clip(&config), recipe.seed + 1)
+    })?;
+    let batch = |step: u64| {
+        let (mut pixels, mut texts) = (Vec::new(), Vec::new());
+        for slot in 0..stage.batch {
+            let mut rng = feed.rng(CLIP, step, slot);
+            let sample = feed.sample(CLIP, step, slot, stage.batch, 0.5);
+            let pair = pair(feed, &sample, side, &mut rng);
+            pixels.extend(pair.pixels);
+            texts.push(pair.text.chars().take(300).collect::<String>());
+        }
+        let tokens = tokenize(tokenizer, &texts).expect("texts are cut to 300 characters");
+        (pixels, texts, tokens)
+    };
+    session.run(stage, &recipe.optimizer, |_| 1.0, batch, |graph, (pixels, texts, tokens): (_, _, TokenBatch)| {
+        let image = graph.input(pixels, &[stage.batch, 3, side, side]);
+        let image = graph.unit_norm(&clip::encode_image(graph, &config, &image));
+        let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, false, &tokens);
+        contrastive(graph, &image, &graph.unit_norm(&text), &texts)
+    })?;
+    // CLIP bounds its temperature at 1/100.
+    if let Some(scale) = session.weights.get_mut("logit_scale") {
+        scale.data[0] = scale.data[0].min(100.0_f32.ln());
+    }
+    Ok(session.weights)
+}
+
+/// CLIP's symmetric loss of unit-norm `[B, D]` pairs; pictures with equal texts are positives of each other.
+fn contrastive(graph: &Graph<Tape>, image: &Tensor, text: &Tensor, texts: &[String]) -> StepLoss {
+    use burn_backend::ops::FloatTensorOps;
+    let b = texts.len();
+    let scale = Tape::float_exp(graph.weight("logit_scale", &[]));
+    let scale = graph.reshape(&scale, &[1, 1]);
+    let logits = graph.mul(&graph.matmul(image, &graph.permute(text, &[1, 0])), &scale);
+    let mut target = vec![0.0; b * b];
+    for (row, text) in target.chunks_mut(b).zip(texts) {
+        let equal = texts.iter().filter(|t| *t == text).count();
+        for (cell, other) in row.iter_mut().zip(texts) {
+            *cell = if other == text { 1.0 / (equal * b) as f32 } else { 0.0 };
+        }
+    }
+    let target = graph.input(target, &[b, b]);
+    let by_image = cross_entropy(graph, &logits, &target);
+    let by_text = cross_entropy(graph, &graph.permute(&logits, &[1, 0]), &target);
+    let total = graph.reshape(&graph.scale(&graph.add(&by_image, &by_text), 0.5), &[1]);
+    let values = graph.values(&logits);
+    let best = |row: &[f32]| (0..b).max_by(|&i, &j| row[i].total_cmp(&row[j])).unwrap_or(0);
+    let right = values.chunks(b).enumerate().filter(|(i, row)| texts[best(row)] == texts[*i]).count();
+    let parts = vec![("clip", graph.values(&total)[0]), ("in-batch top-1", right as f32 / b as f32)];
+    StepLoss { total, parts }
+}
