@@ -92,7 +92,9 @@ impl SimulatedClock {
     pub fn advance(&self, by: Duration) {
         let mut now = self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         now.monotonic += by;
-        now.unix_micros = now.unix_micros.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX));
+        now.unix_micros = now
+            .unix_micros
+            .saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX));
     }
 }
 
@@ -112,7 +114,10 @@ mod tests {
 
     #[test]
     fn a_simulated_clock_moves_only_when_told() {
-        let clock = SimulatedClock::new(Moment { monotonic: Duration::from_secs(5), unix_micros: 7 });
+        let clock = SimulatedClock::new(Moment {
+            monotonic: Duration::from_secs(5),
+            unix_micros: 7,
+        });
         let start = clock.now();
         clock.sleep(Duration::from_millis(40));
         assert_eq!(clock.now().since(start), Duration::from_millis(40));
@@ -122,8 +127,14 @@ mod tests {
 
     #[test]
     fn the_age_of_a_later_moment_is_zero() {
-        let early = Moment { monotonic: Duration::from_secs(1), unix_micros: 0 };
-        let late = Moment { monotonic: Duration::from_secs(2), unix_micros: 0 };
+        let early = Moment {
+            monotonic: Duration::from_secs(1),
+            unix_micros: 0,
+        };
+        let late = Moment {
+            monotonic: Duration::from_secs(2),
+            unix_micros: 0,
+        };
         assert_eq!(early.since(late), Duration::ZERO);
         assert_eq!(early.earlier_by(Duration::from_secs(9)).monotonic, Duration::ZERO);
     }

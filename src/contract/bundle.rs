@@ -62,7 +62,9 @@ pub enum BundleError {
         expected: String,
     },
     /// A file name would leave the bundle's directory or is not plain.
-    #[error("manifest names file {found:?}; expected a plain name of letters, digits, '.', '-', '_' in the bundle itself")]
+    #[error(
+        "manifest names file {found:?}; expected a plain name of letters, digits, '.', '-', '_' in the bundle itself"
+    )]
     FileName {
         /// The name in the manifest.
         found: String,
@@ -97,11 +99,21 @@ impl Manifest {
     /// [`BundleError`], naming the file or value that differs.
     pub fn read(dir: &Path) -> Result<Bundle, BundleError> {
         let path = dir.join(MANIFEST_FILE);
-        let io = |source| BundleError::Io { path: path.clone(), source };
+        let io = |source| BundleError::Io {
+            path: path.clone(),
+            source,
+        };
         let mut text = String::new();
-        File::open(&path).map_err(io)?.take(LARGEST_MANIFEST).read_to_string(&mut text).map_err(io)?;
+        File::open(&path)
+            .map_err(io)?
+            .take(LARGEST_MANIFEST)
+            .read_to_string(&mut text)
+            .map_err(io)?;
         let manifest = Self::parse(&text).map_err(|e| match e {
-            BundleError::Syntax { message, .. } => BundleError::Syntax { path: path.clone(), message },
+            BundleError::Syntax { message, .. } => BundleError::Syntax {
+                path: path.clone(),
+                message,
+            },
             other => other,
         })?;
         for name in manifest.referenced_files() {
@@ -109,10 +121,18 @@ impl Manifest {
             let expected = manifest.files.get(&name).ok_or(BundleError::NoHash { name })?;
             let found = hash_file(&file)?;
             if found != *expected {
-                return Err(BundleError::Hash { path: file, found, expected: expected.clone() });
+                return Err(BundleError::Hash {
+                    path: file,
+                    found,
+                    expected: expected.clone(),
+                });
             }
         }
-        Ok(Bundle { dir: dir.to_owned(), manifest, hash: sha256_hex(text.as_bytes()) })
+        Ok(Bundle {
+            dir: dir.to_owned(),
+            manifest,
+            hash: sha256_hex(text.as_bytes()),
+        })
     }
 
     /// Parses and validates the text of a manifest, without looking at files.
@@ -120,8 +140,9 @@ impl Manifest {
     /// # Errors
     /// [`BundleError::FormatVersion`] before anything else, so that a newer format is named as such.
     pub fn parse(text: &str) -> Result<Self, BundleError> {
-        let syntax = |e: toml::de::Error| {
-            BundleError::Syntax { path: MANIFEST_FILE.into(), message: e.to_string().trim_end().to_owned() }
+        let syntax = |e: toml::de::Error| BundleError::Syntax {
+            path: MANIFEST_FILE.into(),
+            message: e.to_string().trim_end().to_owned(),
         };
         let version: VersionOnly = toml::from_str(text).map_err(syntax)?;
         match version.format_version {
@@ -146,13 +167,19 @@ impl Manifest {
             self.files.insert(name, hash);
         }
         let path = dir.join(MANIFEST_FILE);
-        let text = toml::to_string_pretty(&self)
-            .map_err(|e| BundleError::Syntax { path: path.clone(), message: e.to_string() })?;
+        let text = toml::to_string_pretty(&self).map_err(|e| BundleError::Syntax {
+            path: path.clone(),
+            message: e.to_string(),
+        })?;
         let partial = dir.join(".manifest.toml.partial");
         std::fs::write(&partial, &text)
             .and_then(|()| std::fs::rename(&partial, &path))
             .map_err(|source| BundleError::Io { path, source })?;
-        Ok(Bundle { dir: dir.to_owned(), manifest: self, hash: sha256_hex(text.as_bytes()) })
+        Ok(Bundle {
+            dir: dir.to_owned(),
+            manifest: self,
+            hash: sha256_hex(text.as_bytes()),
+        })
     }
 }
 
@@ -183,7 +210,10 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn hash_file(path: &Path) -> Result<String, BundleError> {
-    let io = |source| BundleError::Io { path: path.to_owned(), source };
+    let io = |source| BundleError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let mut file = File::open(path).map_err(io)?;
     let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
     loop {
@@ -212,7 +242,12 @@ mod tests {
             std: [58.395, 57.12, 57.375],
         };
         let decoder = DecoderSpec { prompts: 2, points: 3 };
-        let text = TextSpec { batch: 4, context: 77, vocabulary: "merges.txt".into(), merges: Some(9) };
+        let text = TextSpec {
+            batch: 4,
+            context: 77,
+            vocabulary: "merges.txt".into(),
+            merges: Some(9),
+        };
         Manifest {
             format_version: FORMAT_VERSION,
             name: "tiny".into(),
@@ -231,14 +266,21 @@ mod tests {
                 relative_error: BTreeMap::from([("patch_embeddings".into(), 0.0004)]),
                 mean_iou_change: None,
             }],
-            source: vec![Source { name: "drawn scenes".into(), licence: "none needed".into(), url: None }],
+            source: vec![Source {
+                name: "drawn scenes".into(),
+                licence: "none needed".into(),
+                url: None,
+            }],
             files: BTreeMap::new(),
         }
     }
 
     fn written() -> (tempfile::TempDir, Bundle) {
         let dir = tempfile::tempdir().unwrap();
-        for (i, name) in ["encoder.onnx", "mask_decoder.onnx", "text_encoder.onnx", "merges.txt"].iter().enumerate() {
+        for (i, name) in ["encoder.onnx", "mask_decoder.onnx", "text_encoder.onnx", "merges.txt"]
+            .iter()
+            .enumerate()
+        {
             std::fs::write(dir.path().join(name), vec![i as u8; 70_001]).unwrap();
         }
         let bundle = manifest().write(dir.path()).unwrap();
@@ -271,7 +313,12 @@ mod tests {
     fn a_missing_file_is_named() {
         let (dir, _) = written();
         std::fs::remove_file(dir.path().join("merges.txt")).unwrap();
-        assert!(Manifest::read(dir.path()).unwrap_err().to_string().contains("merges.txt"));
+        assert!(
+            Manifest::read(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("merges.txt")
+        );
     }
 
     #[test]
@@ -287,7 +334,17 @@ mod tests {
 
     #[test]
     fn names_that_leave_the_directory_are_refused() {
-        for name in ["../x", "/etc/passwd", "a/b", "", "..", ".hidden", "manifest.toml", "a\\b", "a\0"] {
+        for name in [
+            "../x",
+            "/etc/passwd",
+            "a/b",
+            "",
+            "..",
+            ".hidden",
+            "manifest.toml",
+            "a\\b",
+            "a\0",
+        ] {
             let mut m = manifest();
             m.precision[0].encoder = name.into();
             assert!(matches!(m.validate(), Err(BundleError::FileName { .. })), "{name:?}");
@@ -313,7 +370,10 @@ mod tests {
         let mut m = manifest();
         m.graph[1].outputs[0].shape[1] = 3;
         let error = m.validate().unwrap_err().to_string();
-        assert!(error.contains("mask_decoder") && error.contains("low_res_logits"), "{error}");
+        assert!(
+            error.contains("mask_decoder") && error.contains("low_res_logits"),
+            "{error}"
+        );
         m.graph.remove(1);
         assert!(m.validate().unwrap_err().to_string().contains("0 tables"));
     }

@@ -121,7 +121,11 @@ pub struct Calibration {
 impl Default for Calibration {
     /// The identity with threshold 0.5.
     fn default() -> Self {
-        Self { scale: 1.0, offset: 0.0, threshold: 0.5 }
+        Self {
+            scale: 1.0,
+            offset: 0.0,
+            threshold: 0.5,
+        }
     }
 }
 
@@ -174,7 +178,10 @@ impl Manifest {
     /// The tensor tables of all three graphs that follow from the sizes.
     #[must_use]
     pub fn standard_graphs(encoder: &EncoderSpec, decoder: &DecoderSpec, text: &TextSpec) -> Vec<GraphSpec> {
-        GraphKind::ALL.iter().map(|&kind| GraphSpec::standard(kind, encoder, decoder, text)).collect()
+        GraphKind::ALL
+            .iter()
+            .map(|&kind| GraphSpec::standard(kind, encoder, decoder, text))
+            .collect()
     }
 
     /// The tensor table of one graph.
@@ -195,7 +202,12 @@ impl Manifest {
         found.ok_or_else(|| BundleError::Value {
             field: "precision".into(),
             found: name.unwrap_or("nothing").into(),
-            expected: self.precision.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", "),
+            expected: self
+                .precision
+                .iter()
+                .map(|p| p.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
         })
     }
 
@@ -208,8 +220,14 @@ impl Manifest {
     /// Every file that the manifest refers to, without the manifest itself.
     #[must_use]
     pub fn referenced_files(&self) -> BTreeSet<String> {
-        let graphs = self.precision.iter().flat_map(|p| GraphKind::ALL.map(|g| p.file(g).to_owned()));
-        graphs.chain(self.vocabulary_file().map(str::to_owned)).chain(self.files.keys().cloned()).collect()
+        let graphs = self
+            .precision
+            .iter()
+            .flat_map(|p| GraphKind::ALL.map(|g| p.file(g).to_owned()));
+        graphs
+            .chain(self.vocabulary_file().map(str::to_owned))
+            .chain(self.files.keys().cloned())
+            .collect()
     }
 
     /// Checks every value that can be checked without opening a file.
@@ -218,7 +236,9 @@ impl Manifest {
     /// The first impossible value, with what was found and what is allowed.
     pub fn validate(&self) -> Result<(), BundleError> {
         if self.format_version != FORMAT_VERSION {
-            return Err(BundleError::FormatVersion { found: self.format_version.into() });
+            return Err(BundleError::FormatVersion {
+                found: self.format_version.into(),
+            });
         }
         let e = &self.encoder;
         for (field, size) in [
@@ -234,20 +254,65 @@ impl Manifest {
         ] {
             check(field, size, (1..=LARGEST_SIZE).contains(&size), "1 to 16384")?;
         }
-        check("name", &self.name, !self.name.trim().is_empty() && self.name.len() <= 100, "1 to 100 characters")?;
-        check("encoder.side", e.side, e.side % e.stride == 0, "a multiple of the stride")?;
-        check("encoder.patch_grid", e.patch_grid, e.side % e.patch_grid == 0, "a divisor of the side")?;
+        check(
+            "name",
+            &self.name,
+            !self.name.trim().is_empty() && self.name.len() <= 100,
+            "1 to 100 characters",
+        )?;
+        check(
+            "encoder.side",
+            e.side,
+            e.side % e.stride == 0,
+            "a multiple of the stride",
+        )?;
+        check(
+            "encoder.patch_grid",
+            e.patch_grid,
+            e.side % e.patch_grid == 0,
+            "a divisor of the side",
+        )?;
         let finite = |v: &[f32]| v.iter().all(|x| x.is_finite());
-        check("encoder.mean", format!("{:?}", e.mean), finite(&e.mean), "finite numbers")?;
+        check(
+            "encoder.mean",
+            format!("{:?}", e.mean),
+            finite(&e.mean),
+            "finite numbers",
+        )?;
         let positive = finite(&e.std) && e.std.iter().all(|&x| x > 0.0);
         check("encoder.std", format!("{:?}", e.std), positive, "positive numbers")?;
-        check("logit_scale", self.logit_scale, self.logit_scale.is_finite() && self.logit_scale > 0.0, "above 0")?;
+        check(
+            "logit_scale",
+            self.logit_scale,
+            self.logit_scale.is_finite() && self.logit_scale > 0.0,
+            "above 0",
+        )?;
         let c = &self.calibration;
-        check("calibration.scale", c.scale, c.scale.is_finite() && c.scale > 0.0, "above 0")?;
+        check(
+            "calibration.scale",
+            c.scale,
+            c.scale.is_finite() && c.scale > 0.0,
+            "above 0",
+        )?;
         check("calibration.offset", c.offset, c.offset.is_finite(), "a finite number")?;
-        check("calibration.threshold", c.threshold, c.threshold > 0.0 && c.threshold < 1.0, "between 0 and 1")?;
-        check("background", "no prompt", !self.background.is_empty(), "at least one prompt")?;
-        check("precision", "no variant", !self.precision.is_empty(), "at least one variant")?;
+        check(
+            "calibration.threshold",
+            c.threshold,
+            c.threshold > 0.0 && c.threshold < 1.0,
+            "between 0 and 1",
+        )?;
+        check(
+            "background",
+            "no prompt",
+            !self.background.is_empty(),
+            "at least one prompt",
+        )?;
+        check(
+            "precision",
+            "no variant",
+            !self.precision.is_empty(),
+            "at least one variant",
+        )?;
         self.check_graphs()?;
         for name in self.referenced_files() {
             check_file_name(&name)?;
@@ -261,16 +326,29 @@ impl Manifest {
             let tables: Vec<_> = self.graph.iter().filter(|g| g.graph == kind).collect();
             let [table] = tables[..] else {
                 let expected = "exactly one table".to_owned();
-                return Err(BundleError::Value { field, found: format!("{} tables", tables.len()), expected });
+                return Err(BundleError::Value {
+                    field,
+                    found: format!("{} tables", tables.len()),
+                    expected,
+                });
             };
             let standard = self.graph_spec(kind);
             let found = table.inputs.iter().chain(&table.outputs);
             let expected = standard.inputs.iter().chain(&standard.outputs);
             if let Some((f, e)) = found.zip(expected).find(|(f, e)| f != e) {
-                return Err(BundleError::Value { field, found: format!("{f:?}"), expected: format!("{e:?}") });
+                return Err(BundleError::Value {
+                    field,
+                    found: format!("{f:?}"),
+                    expected: format!("{e:?}"),
+                });
             }
             let counts = |g: &GraphSpec| format!("{} inputs, {} outputs", g.inputs.len(), g.outputs.len());
-            check(&field, counts(table), counts(table) == counts(&standard), &counts(&standard))?;
+            check(
+                &field,
+                counts(table),
+                counts(table) == counts(&standard),
+                &counts(&standard),
+            )?;
         }
         Ok(())
     }
@@ -280,7 +358,11 @@ fn check(field: &str, found: impl std::fmt::Display, fits: bool, expected: &str)
     if fits {
         return Ok(());
     }
-    Err(BundleError::Value { field: field.into(), found: found.to_string(), expected: expected.into() })
+    Err(BundleError::Value {
+        field: field.into(),
+        found: found.to_string(),
+        expected: expected.into(),
+    })
 }
 
 /// Accepts only a plain name in the bundle's own directory.
@@ -288,6 +370,12 @@ pub(super) fn check_file_name(name: &str) -> Result<(), BundleError> {
     let plain = !name.is_empty()
         && name.len() <= 200
         && !name.starts_with('.')
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
-    if plain && name != super::MANIFEST_FILE { Ok(()) } else { Err(BundleError::FileName { found: name.into() }) }
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    if plain && name != super::MANIFEST_FILE {
+        Ok(())
+    } else {
+        Err(BundleError::FileName { found: name.into() })
+    }
 }

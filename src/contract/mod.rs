@@ -11,6 +11,7 @@ mod tensors;
 
 pub use bundle::{Bundle, BundleError, MANIFEST_FILE, sha256_hex};
 pub use manifest::{
-    Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, OPENAI_CLIP_VOCABULARY, Precision, Source, TextSpec,
+    Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, OPENAI_CLIP_VOCABULARY, Precision, Source,
+    TextSpec,
 };
 pub use tensors::{Dtype, GraphKind, GraphSpec, TensorSpec};

@@ -57,13 +57,21 @@ impl TensorSpec {
     /// A tensor of 32-bit floats.
     #[must_use]
     pub fn f32(name: &str, shape: &[usize]) -> Self {
-        Self { name: name.to_owned(), dtype: Dtype::F32, shape: shape.to_vec() }
+        Self {
+            name: name.to_owned(),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+        }
     }
 
     /// A tensor of 64-bit integers.
     #[must_use]
     pub fn i64(name: &str, shape: &[usize]) -> Self {
-        Self { name: name.to_owned(), dtype: Dtype::I64, shape: shape.to_vec() }
+        Self {
+            name: name.to_owned(),
+            dtype: Dtype::I64,
+            shape: shape.to_vec(),
+        }
     }
 
     /// Number of elements.
@@ -98,8 +106,13 @@ impl GraphSpec {
     /// * text encoder: `token_ids [T,L]` (i64) → `text_embedding [T,D]`
     #[must_use]
     pub fn standard(graph: GraphKind, encoder: &EncoderSpec, decoder: &DecoderSpec, text: &TextSpec) -> Self {
-        let (s, g, c, d, n) =
-            (encoder.side, encoder.grid(), encoder.neck_channels, encoder.embed_dim, encoder.patch_grid);
+        let (s, g, c, d, n) = (
+            encoder.side,
+            encoder.grid(),
+            encoder.neck_channels,
+            encoder.embed_dim,
+            encoder.patch_grid,
+        );
         let (q, p, m) = (decoder.prompts, decoder.points, 4 * g);
         let (inputs, outputs) = match graph {
             GraphKind::Encoder => (
@@ -118,7 +131,10 @@ impl GraphSpec {
                     TensorSpec::f32("mask_input", &[q, 1, m, m]),
                     TensorSpec::f32("has_mask_input", &[q]),
                 ],
-                vec![TensorSpec::f32("low_res_logits", &[q, 4, m, m]), TensorSpec::f32("iou_predictions", &[q, 4])],
+                vec![
+                    TensorSpec::f32("low_res_logits", &[q, 4, m, m]),
+                    TensorSpec::f32("iou_predictions", &[q, 4]),
+                ],
             ),
             GraphKind::TextEncoder => (
                 vec![TensorSpec::i64("token_ids", &[text.batch, text.context])],
