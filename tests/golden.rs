@@ -22,7 +22,9 @@ use tract_onnx::prelude::*;
 const TOLERANCE: f64 = 1e-4;
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/golden")
+        .join(name)
 }
 
 fn vectors(name: &str) -> Weights {
@@ -31,13 +33,30 @@ fn vectors(name: &str) -> Weights {
     let read = |view: &safetensors::tensor::TensorView<'_>| -> Vec<f32> {
         let data = view.data();
         match view.dtype() {
-            Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Dtype::I64 => data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32).collect(),
+            Dtype::F32 => data
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+            Dtype::I64 => data
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f32)
+                .collect(),
             Dtype::U8 => data.iter().map(|&b| f32::from(b)).collect(),
             other => panic!("unexpected type {other:?}"),
         }
     };
-    file.tensors().iter().map(|(n, v)| (n.clone(), Values { shape: v.shape().to_vec(), data: read(v) })).collect()
+    file.tensors()
+        .iter()
+        .map(|(n, v)| {
+            (
+                n.clone(),
+                Values {
+                    shape: v.shape().to_vec(),
+                    data: read(v),
+                },
+            )
+        })
+        .collect()
 }
 
 fn sam_config() -> SamConfig {
@@ -62,7 +81,10 @@ fn relative_l2(found: &[f32], expected: &[f32]) -> f64 {
 fn assert_close(interpreter: &str, output: &str, found: &[f32], expected: &[f32]) {
     let error = relative_l2(found, expected);
     println!("golden | {output} | {interpreter} | {error:.1e}");
-    assert!(error < TOLERANCE, "{output} on {interpreter}: relative L2 {error:.2e}, allowed {TOLERANCE:.0e}");
+    assert!(
+        error < TOLERANCE,
+        "{output} on {interpreter}: relative L2 {error:.2e}, allowed {TOLERANCE:.0e}"
+    );
 }
 
 /// Coordinates and labels of a golden prompt case, in the fixed form of the decoder graph.
@@ -117,14 +139,23 @@ fn sam_on_autodiff_matches_every_intermediate() {
         let (coords, labels, n) = prompt_case(&io, case);
         let mask = with_mask.then(|| {
             let mask = &io["mask_input"];
-            (graph.input(mask.data.clone(), &mask.shape), graph.input(vec![1.0; 2], &[2]))
+            (
+                graph.input(mask.data.clone(), &mask.shape),
+                graph.input(vec![1.0; 2], &[2]),
+            )
         });
-        let prompts =
-            Prompts { coords: graph.input(coords, &[2, n, 2]), labels: graph.input(labels, &[2, n]), mask };
+        let prompts = Prompts {
+            coords: graph.input(coords, &[2, n, 2]),
+            labels: graph.input(labels, &[2, n]),
+            mask,
+        };
         let (sparse, dense) = prompt_encoder::encode(&graph, &config, &prompts);
         close(&format!("{case}.sparse"), &sparse);
         let g = config.grid();
-        close(&format!("{case}.dense"), &graph.expand(&dense, &[2, config.out_chans, g, g]));
+        close(
+            &format!("{case}.dense"),
+            &graph.expand(&dense, &[2, config.out_chans, g, g]),
+        );
         let (masks, iou) = mask_decoder::decode(&graph, &config, &embeddings, &prompts);
         close(&format!("{case}.low_res_masks"), &masks);
         close(&format!("{case}.iou_predictions"), &iou);
@@ -140,11 +171,21 @@ fn clip_on_autodiff_matches() {
     let graph = Graph::<Autodiff<Flex>>::new(&checkpoint, Default::default());
     let pixels = graph.input(io["pixels"].data.clone(), &io["pixels"].shape);
     let image = clip::encode_image(&graph, &config, &pixels);
-    assert_close("autodiff", "image_features", &graph.values(&image), &io["image_features"].data);
+    assert_close(
+        "autodiff",
+        "image_features",
+        &graph.values(&image),
+        &io["image_features"].data,
+    );
     let ids = io["token_ids"].data.iter().map(|&i| i as u32).collect();
     let tokens = TokenBatch::new(ids, 77);
     let text = clip::encode_text(&graph, &config.text_cfg, config.embed_dim, false, &tokens);
-    assert_close("autodiff", "text_features", &graph.values(&text), &io["text_features"].data);
+    assert_close(
+        "autodiff",
+        "text_features",
+        &graph.values(&text),
+        &io["text_features"].data,
+    );
 }
 
 #[test]
@@ -155,8 +196,19 @@ fn short_texts_give_the_same_features_as_padded_ones() {
     let graph = Graph::<Flex>::new(&checkpoint, Default::default());
     // The first text, "a photo of a cat.", has eight tokens.
     let ids = io["token_ids"].data[..9].iter().map(|&i| i as u32).collect();
-    let text = clip::encode_text(&graph, &config.text_cfg, config.embed_dim, false, &TokenBatch::new(ids, 9));
-    assert_close("autodiff", "text_features (9 tokens)", &graph.values(&text), &io["text_features"].data[..40]);
+    let text = clip::encode_text(
+        &graph,
+        &config.text_cfg,
+        config.embed_dim,
+        false,
+        &TokenBatch::new(ids, 9),
+    );
+    assert_close(
+        "autodiff",
+        "text_features (9 tokens)",
+        &graph.values(&text),
+        &io["text_features"].data[..40],
+    );
 }
 
 /// A recorded graph with its inputs and the outputs it must give.
@@ -176,7 +228,12 @@ fn cases(storage: Storage) -> Vec<Case> {
     let config = sam_config();
     let checkpoint = weights::read(&golden("sam_tiny.pth")).unwrap();
     let io = vectors("sam_tiny.io.safetensors");
-    let of = |names: &[String]| names.iter().map(|n| (n.clone(), io[n].data.clone())).collect::<Vec<_>>();
+    let of = |names: &[String]| {
+        names
+            .iter()
+            .map(|n| (n.clone(), io[n].data.clone()))
+            .collect::<Vec<_>>()
+    };
 
     let recorder = Recorder::new(&checkpoint, storage);
     let image = recorder.input("image", &io["encoder_input"].shape);
@@ -191,7 +248,11 @@ fn cases(storage: Storage) -> Vec<Case> {
     let refs: Vec<_> = outputs.iter().map(|(n, x)| (n.as_str(), x)).collect();
     cases.push(Case {
         onnx: recorder.finish("encoder", &refs),
-        inputs: vec![("image", io["encoder_input"].shape.clone(), Input::Float(io["encoder_input"].data.clone()))],
+        inputs: vec![(
+            "image",
+            io["encoder_input"].shape.clone(),
+            Input::Float(io["encoder_input"].data.clone()),
+        )],
         expected: of(&names),
     });
 
@@ -199,12 +260,21 @@ fn cases(storage: Storage) -> Vec<Case> {
     for (case, with_mask) in CASES {
         let (coords, labels, n) = prompt_case(&io, case);
         let recorder = Recorder::new(&checkpoint, storage);
-        let shapes = [vec![1, config.out_chans, g, g], vec![2, n, 2], vec![2, n], vec![2, 1, 4 * g, 4 * g], vec![2]];
+        let shapes = [
+            vec![1, config.out_chans, g, g],
+            vec![2, n, 2],
+            vec![2, n],
+            vec![2, 1, 4 * g, 4 * g],
+            vec![2],
+        ];
         let embeddings = recorder.input("image_embeddings", &shapes[0]);
         let prompts = Prompts {
             coords: recorder.input("point_coords", &shapes[1]),
             labels: recorder.input("point_labels", &shapes[2]),
-            mask: Some((recorder.input("mask_input", &shapes[3]), recorder.input("has_mask_input", &shapes[4]))),
+            mask: Some((
+                recorder.input("mask_input", &shapes[3]),
+                recorder.input("has_mask_input", &shapes[4]),
+            )),
         };
         let (sparse, dense) = prompt_encoder::encode(&recorder, &config, &prompts);
         let (masks, iou) = mask_decoder::predict(&recorder, &config, &embeddings, &sparse, &dense);
@@ -218,9 +288,23 @@ fn cases(storage: Storage) -> Vec<Case> {
             io["mask_input"].data.clone(),
             vec![f32::from(u8::from(with_mask)); 2],
         ];
-        let input_names = ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"];
-        let inputs = input_names.into_iter().zip(shapes).zip(values).map(|((n, s), v)| (n, s, Input::Float(v)));
-        cases.push(Case { onnx: recorder.finish("mask_decoder", &refs), inputs: inputs.collect(), expected: of(&names) });
+        let input_names = [
+            "image_embeddings",
+            "point_coords",
+            "point_labels",
+            "mask_input",
+            "has_mask_input",
+        ];
+        let inputs = input_names
+            .into_iter()
+            .zip(shapes)
+            .zip(values)
+            .map(|((n, s), v)| (n, s, Input::Float(v)));
+        cases.push(Case {
+            onnx: recorder.finish("mask_decoder", &refs),
+            inputs: inputs.collect(),
+            expected: of(&names),
+        });
     }
 
     let config = clip_config();
@@ -231,7 +315,11 @@ fn cases(storage: Storage) -> Vec<Case> {
     let features = clip::encode_image(&recorder, &config, &image);
     cases.push(Case {
         onnx: recorder.finish("clip_image", &[("image_features", &features)]),
-        inputs: vec![("image", io["pixels"].shape.clone(), Input::Float(io["pixels"].data.clone()))],
+        inputs: vec![(
+            "image",
+            io["pixels"].shape.clone(),
+            Input::Float(io["pixels"].data.clone()),
+        )],
         expected: vec![("image_features".into(), io["image_features"].data.clone())],
     });
     let recorder = Recorder::new(&checkpoint, storage);
@@ -240,7 +328,11 @@ fn cases(storage: Storage) -> Vec<Case> {
     let features = clip::encode_text(&recorder, &config.text_cfg, config.embed_dim, false, &tokens);
     cases.push(Case {
         onnx: recorder.finish("clip_text", &[("text_features", &features)]),
-        inputs: vec![("token_ids", shape, Input::Ids(io["token_ids"].data.iter().map(|&i| i as i64).collect()))],
+        inputs: vec![(
+            "token_ids",
+            shape,
+            Input::Ids(io["token_ids"].data.iter().map(|&i| i as i64).collect()),
+        )],
         expected: vec![("text_features".into(), io["text_features"].data.clone())],
     });
     cases
@@ -254,12 +346,17 @@ fn run_tract(case: &Case) -> Vec<Vec<f32>> {
             Input::Float(v) => Tensor::from_shape(shape, v).unwrap(),
             Input::Ids(v) => Tensor::from_shape(shape, v).unwrap(),
         };
-        model.set_input_fact(i, tensor.datum_type().fact(shape.as_slice()).into()).unwrap();
+        model
+            .set_input_fact(i, tensor.datum_type().fact(shape.as_slice()).into())
+            .unwrap();
         inputs.push(tensor.into());
     }
     let plan = model.into_optimized().unwrap().into_runnable().unwrap();
     let outputs = plan.run(inputs).unwrap();
-    outputs.iter().map(|o| o.to_plain_array_view::<f32>().unwrap().iter().copied().collect()).collect()
+    outputs
+        .iter()
+        .map(|o| o.to_plain_array_view::<f32>().unwrap().iter().copied().collect())
+        .collect()
 }
 
 #[test]
@@ -289,19 +386,36 @@ fn key_lists_of_the_published_checkpoints_match_exactly() {
         serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
     };
     assert_eq!(inventory::sam(&SamConfig::vit_b()), read("sam_vit_b.keys.json"));
-    assert_eq!(inventory::clip(&ClipConfig::vit_l_14()), read("open_clip_vit_l_14.keys.json"));
+    assert_eq!(
+        inventory::clip(&ClipConfig::vit_l_14()),
+        read("open_clip_vit_l_14.keys.json")
+    );
 }
 
 #[test]
 fn a_checkpoint_that_does_not_fit_is_one_error_listing_everything() {
     let mut checkpoint = weights::read(&golden("sam_tiny.pth")).unwrap();
     checkpoint.remove("image_encoder.neck.0.weight");
-    checkpoint.insert("stranger".into(), Values { shape: vec![2], data: vec![0.0; 2] });
+    checkpoint.insert(
+        "stranger".into(),
+        Values {
+            shape: vec![2],
+            data: vec![0.0; 2],
+        },
+    );
     checkpoint.get_mut("image_encoder.pos_embed").unwrap().shape = vec![1, 12, 12, 24, 2];
-    let error = weights::check(&checkpoint, &inventory::sam(&sam_config()), "x.pth").unwrap_err().to_string();
-    assert!(error.contains("missing image_encoder.neck.0.weight [32, 48, 1, 1]"), "{error}");
+    let error = weights::check(&checkpoint, &inventory::sam(&sam_config()), "x.pth")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("missing image_encoder.neck.0.weight [32, 48, 1, 1]"),
+        "{error}"
+    );
     assert!(error.contains("extra stranger [2]"), "{error}");
-    assert!(error.contains("image_encoder.pos_embed has shape [1, 12, 12, 24, 2], expected [1, 12, 12, 48]"), "{error}");
+    assert!(
+        error.contains("image_encoder.pos_embed has shape [1, 12, 12, 24, 2], expected [1, 12, 12, 48]"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -309,11 +423,22 @@ fn a_truncated_checkpoint_is_one_clear_error_at_any_length() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["sam_tiny.pth", "clip_tiny.safetensors"] {
         let bytes = std::fs::read(golden(name)).unwrap();
-        for keep in [0, 1, 100, bytes.len() / 3, bytes.len() / 2, bytes.len() - 100, bytes.len() - 1] {
+        for keep in [
+            0,
+            1,
+            100,
+            bytes.len() / 3,
+            bytes.len() / 2,
+            bytes.len() - 100,
+            bytes.len() - 1,
+        ] {
             let path = folder.path().join(name);
             std::fs::write(&path, &bytes[..keep]).unwrap();
             let error = weights::read(&path).unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains("not a readable checkpoint"), "{keep}: {error}");
+            assert!(
+                error.contains(name) && error.contains("not a readable checkpoint"),
+                "{keep}: {error}"
+            );
         }
     }
 }

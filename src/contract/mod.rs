@@ -1,1 +1,17 @@
-//! (module contract)
+//! The promise an exported model makes, shared by `train export` (which writes it) and the daemon (which checks it).
+//!
+//! A bundle is a directory with `manifest.toml`, three ONNX graphs per precision and, where the vocabulary is not the
+//! standard CLIP one, a file of merges. The daemon never needs layers; it needs the names, shapes, normalisation,
+//! logit scale and calibration written here. What is deliberately absent: anything that runs a graph
+//! ([`crate::runtime`]) and anything that looks at pixels ([`crate::vision`]).
+
+mod bundle;
+mod manifest;
+mod tensors;
+
+pub use bundle::{Bundle, BundleError, MANIFEST_FILE, sha256_hex};
+pub use manifest::{
+    Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, OPENAI_CLIP_VOCABULARY, Precision, Source,
+    TextSpec,
+};
+pub use tensors::{Dtype, GraphKind, GraphSpec, TensorSpec};

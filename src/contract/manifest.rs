@@ -1,0 +1,381 @@
+//! `manifest.toml`: sizes, normalisation, scores, precisions, provenance and hashes of a bundle.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{BundleError, GraphKind, GraphSpec};
+
+/// The only format this program reads and writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Value of [`TextSpec::vocabulary`] for the standard CLIP merges, which the program carries itself.
+pub const OPENAI_CLIP_VOCABULARY: &str = "openai-clip";
+
+/// Largest accepted value of any size in the manifest: keeps products of sizes far from overflow.
+const LARGEST_SIZE: usize = 16_384;
+
+/// Everything the daemon must know about a bundle before it opens a graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Format of this file; [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Model name as shown in messages, e.g. `nano`.
+    pub name: String,
+    /// Learned logit scale (already exponentiated): scores are `logit_scale × cosine`.
+    pub logit_scale: f32,
+    /// Prompts that compete with every query as background classes; at least one.
+    pub background: Vec<String>,
+    /// Image encoder sizes and normalisation.
+    pub encoder: EncoderSpec,
+    /// Mask decoder batch sizes.
+    pub decoder: DecoderSpec,
+    /// Text encoder sizes and vocabulary.
+    pub text: TextSpec,
+    /// How softmax probabilities become scores.
+    pub calibration: Calibration,
+    /// Variants of the graphs; the first one is the default.
+    pub precision: Vec<Precision>,
+    /// Tensor tables of the three graphs; must equal [`GraphSpec::standard`].
+    pub graph: Vec<GraphSpec>,
+    /// Checkpoints and data sets the weights come from.
+    #[serde(default)]
+    pub source: Vec<Source>,
+    /// SHA-256 (64 lower-case hex digits) of every file of the bundle, by plain file name.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+/// Sizes and normalisation of the image encoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderSpec {
+    /// Side `S` of the square input, pixels; a multiple of the stride.
+    pub side: usize,
+    /// Pixels per feature cell of `image_embeddings`; 16.
+    pub stride: usize,
+    /// Channels `C` of `image_embeddings`.
+    pub neck_channels: usize,
+    /// Width `D` of the text-image space.
+    pub embed_dim: usize,
+    /// Side `n` of the square grid of `patch_embeddings`; divides `S`.
+    pub patch_grid: usize,
+    /// Mean per channel (red, green, blue), on the 0–255 scale.
+    pub mean: [f32; 3],
+    /// Standard deviation per channel, on the 0–255 scale; positive.
+    pub std: [f32; 3],
+}
+
+impl EncoderSpec {
+    /// Side `g` of the `image_embeddings` grid.
+    #[must_use]
+    pub fn grid(&self) -> usize {
+        self.side.checked_div(self.stride).unwrap_or(0)
+    }
+
+    /// Side of the decoder's low-resolution masks, `4g`.
+    #[must_use]
+    pub fn low_res_side(&self) -> usize {
+        4 * self.grid()
+    }
+}
+
+/// Static batch sizes of the mask decoder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderSpec {
+    /// Prompts `Q` per run.
+    pub prompts: usize,
+    /// Points `N` per prompt; unused ones carry label −1.
+    pub points: usize,
+}
+
+/// Static sizes and vocabulary of the text encoder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextSpec {
+    /// Texts `T` per run.
+    pub batch: usize,
+    /// Tokens per text; 77.
+    pub context: usize,
+    /// `openai-clip`, or the name of a file of merges in the bundle.
+    pub vocabulary: String,
+    /// Number of merges used; absent means all of the vocabulary's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merges: Option<usize>,
+}
+
+/// Maps a patch's softmax probability `p` to a score: `sigmoid(scale × logit(p) + offset)`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Factor on the probability's logit; positive, so that the order of scores is kept.
+    pub scale: f32,
+    /// Added after scaling.
+    pub offset: f32,
+    /// Default score threshold of a query, in (0, 1).
+    pub threshold: f32,
+}
+
+impl Default for Calibration {
+    /// The identity with threshold 0.5.
+    fn default() -> Self {
+        Self {
+            scale: 1.0,
+            offset: 0.0,
+            threshold: 0.5,
+        }
+    }
+}
+
+/// One variant of the three graphs and what it costs in accuracy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Precision {
+    /// e.g. `fp16-stored`: weights stored as 16-bit floats, computed in 32 bits.
+    pub name: String,
+    /// File of the image encoder.
+    pub encoder: String,
+    /// File of the mask decoder.
+    pub mask_decoder: String,
+    /// File of the text encoder.
+    pub text_encoder: String,
+    /// Measured relative L2 error per output tensor, against 32-bit weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub relative_error: BTreeMap<String, f64>,
+    /// Measured change of mean IoU against 32-bit weights, negative when worse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_iou_change: Option<f64>,
+}
+
+impl Precision {
+    /// File of one graph.
+    #[must_use]
+    pub fn file(&self, graph: GraphKind) -> &str {
+        match graph {
+            GraphKind::Encoder => &self.encoder,
+            GraphKind::MaskDecoder => &self.mask_decoder,
+            GraphKind::TextEncoder => &self.text_encoder,
+        }
+    }
+}
+
+/// A checkpoint or data set that the weights come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// What it is.
+    pub name: String,
+    /// Licence as its owner states it; `none stated` where there is none.
+    pub licence: String,
+    /// Where it can be found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+impl Manifest {
+    /// The tensor tables of all three graphs that follow from the sizes.
+    #[must_use]
+    pub fn standard_graphs(encoder: &EncoderSpec, decoder: &DecoderSpec, text: &TextSpec) -> Vec<GraphSpec> {
+        GraphKind::ALL
+            .iter()
+            .map(|&kind| GraphSpec::standard(kind, encoder, decoder, text))
+            .collect()
+    }
+
+    /// The tensor table of one graph.
+    #[must_use]
+    pub fn graph_spec(&self, kind: GraphKind) -> GraphSpec {
+        GraphSpec::standard(kind, &self.encoder, &self.decoder, &self.text)
+    }
+
+    /// The variant of a name, or the default one for `None`.
+    ///
+    /// # Errors
+    /// [`BundleError::Value`] if no variant has that name.
+    pub fn precision(&self, name: Option<&str>) -> Result<&Precision, BundleError> {
+        let found = match name {
+            None => self.precision.first(),
+            Some(name) => self.precision.iter().find(|p| p.name == name),
+        };
+        found.ok_or_else(|| BundleError::Value {
+            field: "precision".into(),
+            found: name.unwrap_or("nothing").into(),
+            expected: self
+                .precision
+                .iter()
+                .map(|p| p.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+    }
+
+    /// The vocabulary file of the bundle; `None` for the standard vocabulary.
+    #[must_use]
+    pub fn vocabulary_file(&self) -> Option<&str> {
+        (self.text.vocabulary != OPENAI_CLIP_VOCABULARY).then_some(self.text.vocabulary.as_str())
+    }
+
+    /// Every file that the manifest refers to, without the manifest itself.
+    #[must_use]
+    pub fn referenced_files(&self) -> BTreeSet<String> {
+        let graphs = self
+            .precision
+            .iter()
+            .flat_map(|p| GraphKind::ALL.map(|g| p.file(g).to_owned()));
+        graphs
+            .chain(self.vocabulary_file().map(str::to_owned))
+            .chain(self.files.keys().cloned())
+            .collect()
+    }
+
+    /// Checks every value that can be checked without opening a file.
+    ///
+    /// # Errors
+    /// The first impossible value, with what was found and what is allowed.
+    pub fn validate(&self) -> Result<(), BundleError> {
+        if self.format_version != FORMAT_VERSION {
+            return Err(BundleError::FormatVersion {
+                found: self.format_version.into(),
+            });
+        }
+        let e = &self.encoder;
+        for (field, size) in [
+            ("encoder.side", e.side),
+            ("encoder.stride", e.stride),
+            ("encoder.neck_channels", e.neck_channels),
+            ("encoder.embed_dim", e.embed_dim),
+            ("encoder.patch_grid", e.patch_grid),
+            ("decoder.prompts", self.decoder.prompts),
+            ("decoder.points", self.decoder.points),
+            ("text.batch", self.text.batch),
+            ("text.context", self.text.context),
+        ] {
+            check(field, size, (1..=LARGEST_SIZE).contains(&size), "1 to 16384")?;
+        }
+        check(
+            "name",
+            &self.name,
+            !self.name.trim().is_empty() && self.name.len() <= 100,
+            "1 to 100 characters",
+        )?;
+        check(
+            "encoder.side",
+            e.side,
+            e.side % e.stride == 0,
+            "a multiple of the stride",
+        )?;
+        check(
+            "encoder.patch_grid",
+            e.patch_grid,
+            e.side % e.patch_grid == 0,
+            "a divisor of the side",
+        )?;
+        let finite = |v: &[f32]| v.iter().all(|x| x.is_finite());
+        check(
+            "encoder.mean",
+            format!("{:?}", e.mean),
+            finite(&e.mean),
+            "finite numbers",
+        )?;
+        let positive = finite(&e.std) && e.std.iter().all(|&x| x > 0.0);
+        check("encoder.std", format!("{:?}", e.std), positive, "positive numbers")?;
+        check(
+            "logit_scale",
+            self.logit_scale,
+            self.logit_scale.is_finite() && self.logit_scale > 0.0,
+            "above 0",
+        )?;
+        let c = &self.calibration;
+        check(
+            "calibration.scale",
+            c.scale,
+            c.scale.is_finite() && c.scale > 0.0,
+            "above 0",
+        )?;
+        check("calibration.offset", c.offset, c.offset.is_finite(), "a finite number")?;
+        check(
+            "calibration.threshold",
+            c.threshold,
+            c.threshold > 0.0 && c.threshold < 1.0,
+            "between 0 and 1",
+        )?;
+        check(
+            "background",
+            "no prompt",
+            !self.background.is_empty(),
+            "at least one prompt",
+        )?;
+        check(
+            "precision",
+            "no variant",
+            !self.precision.is_empty(),
+            "at least one variant",
+        )?;
+        self.check_graphs()?;
+        for name in self.referenced_files() {
+            check_file_name(&name)?;
+        }
+        Ok(())
+    }
+
+    fn check_graphs(&self) -> Result<(), BundleError> {
+        for kind in GraphKind::ALL {
+            let field = format!("graph {}", kind.name());
+            let tables: Vec<_> = self.graph.iter().filter(|g| g.graph == kind).collect();
+            let [table] = tables[..] else {
+                let expected = "exactly one table".to_owned();
+                return Err(BundleError::Value {
+                    field,
+                    found: format!("{} tables", tables.len()),
+                    expected,
+                });
+            };
+            let standard = self.graph_spec(kind);
+            let found = table.inputs.iter().chain(&table.outputs);
+            let expected = standard.inputs.iter().chain(&standard.outputs);
+            if let Some((f, e)) = found.zip(expected).find(|(f, e)| f != e) {
+                return Err(BundleError::Value {
+                    field,
+                    found: format!("{f:?}"),
+                    expected: format!("{e:?}"),
+                });
+            }
+            let counts = |g: &GraphSpec| format!("{} inputs, {} outputs", g.inputs.len(), g.outputs.len());
+            check(
+                &field,
+                counts(table),
+                counts(table) == counts(&standard),
+                &counts(&standard),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn check(field: &str, found: impl std::fmt::Display, fits: bool, expected: &str) -> Result<(), BundleError> {
+    if fits {
+        return Ok(());
+    }
+    Err(BundleError::Value {
+        field: field.into(),
+        found: found.to_string(),
+        expected: expected.into(),
+    })
+}
+
+/// Accepts only a plain name in the bundle's own directory.
+pub(super) fn check_file_name(name: &str) -> Result<(), BundleError> {
+    let plain = !name.is_empty()
+        && name.len() <= 200
+        && !name.starts_with('.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    if plain && name != super::MANIFEST_FILE {
+        Ok(())
+    } else {
+        Err(BundleError::FileName { found: name.into() })
+    }
+}

@@ -1,0 +1,133 @@
+//! Both back ends on the same tiny bundle: same results, same refusals.
+
+mod tiny;
+
+use samclip::contract::{Bundle, Manifest};
+use samclip::runtime::{Backend, Engine, Provider, RuntimeError, RuntimeOptions, open};
+use samclip::text::tokenizer::Tokenizer;
+use samclip::vision::features::Features;
+use samclip::vision::geometry::ModelPoint;
+use samclip::vision::query::DecoderPrompt;
+
+fn bundle() -> (tempfile::TempDir, Bundle) {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = tiny::write(dir.path());
+    (dir, bundle)
+}
+
+fn options(backend: Backend) -> RuntimeOptions {
+    RuntimeOptions {
+        backend,
+        threads: 2,
+        ..RuntimeOptions::default()
+    }
+}
+
+/// Every output of every graph, for a seeded picture, three prompts and seven texts.
+fn run(mut engine: Engine) -> Vec<Vec<f32>> {
+    let pixels = 3 * tiny::SIDE * tiny::SIDE;
+    let image: Vec<f32> = (0..pixels).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
+    let mut features = Features::default();
+    engine.encoder.encode(&image, &mut features).unwrap();
+    let side = 4 * tiny::SIDE / 16;
+    let prompts: Vec<DecoderPrompt> = (0..3)
+        .map(|i| DecoderPrompt {
+            query: i,
+            score: 0.5,
+            points: vec![ModelPoint { x: 1.5, y: 2.5 }; i + 1],
+            mask: (0..side * side).map(|p| p as f32 / 100.0 - i as f32).collect(),
+        })
+        .collect();
+    let decoded = engine.decoder.decode(&features, &prompts).unwrap();
+    assert_eq!(decoded.len(), 3);
+    assert_eq!(decoded[1].low_res_logits[side * side..2 * side * side], prompts[1].mask);
+    assert_eq!(decoded[0].iou_predictions, [-1.0 / 3.0; 4]);
+    assert_eq!(decoded[2].iou_predictions, [1.0; 4]);
+    let tokenizer = Tokenizer::standard();
+    let texts = ["red", "a green car", "blue", "yellow", "red and blue", "green", "sky"];
+    let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t).unwrap().to_vec()).collect();
+    let embeddings = engine.text.embed(&ids).unwrap();
+    assert_eq!(embeddings.len(), 7);
+    assert!(embeddings[1][1] > 0.5 && embeddings[1][0] < -0.5);
+    let decoded = decoded
+        .into_iter()
+        .flat_map(|d| [d.low_res_logits, d.iou_predictions.to_vec()]);
+    let all = [
+        features.image_embeddings,
+        features.patch_embeddings,
+        features.image_embedding,
+    ];
+    all.into_iter().chain(decoded).chain(embeddings).collect()
+}
+
+#[test]
+fn tract_runs_every_graph() {
+    let (_dir, bundle) = bundle();
+    let engine = open(&bundle, &options(Backend::Tract)).unwrap();
+    assert_eq!(engine.provider, "tract-cpu");
+    run(engine);
+}
+
+#[cfg(feature = "ort")]
+#[test]
+fn onnx_runtime_gives_the_same_results_as_tract() {
+    let (_dir, bundle) = bundle();
+    let ort = RuntimeOptions {
+        provider: Provider::Cpu,
+        ..options(Backend::Ort)
+    };
+    let engine = open(&bundle, &ort)
+        .expect("this test needs ONNX Runtime: set SAMCLIP_ORT_LIB to libonnxruntime.so (tests/run does)");
+    assert_eq!(engine.provider, "ort-cpu");
+    let (found, expected) = (run(engine), run(open(&bundle, &options(Backend::Tract)).unwrap()));
+    for (f, e) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((f - e).abs() < 1e-5, "{f} {e}");
+    }
+}
+
+#[test]
+fn a_graph_with_other_shapes_than_the_manifest_is_refused() {
+    let (dir, mut bundle) = bundle();
+    let read = Manifest::read(dir.path()).unwrap();
+    assert_eq!(read.hash, bundle.hash);
+    bundle.manifest.encoder.neck_channels = 5;
+    let mut engine = open(&bundle, &options(Backend::Tract)).unwrap();
+    let image = vec![0.0; 3 * tiny::SIDE * tiny::SIDE];
+    let error = engine.encoder.encode(&image, &mut Features::default()).unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::OutputShape { ref found, .. } if found[1] == 3),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_graph_with_other_names_is_refused_when_opened() {
+    let (dir, bundle) = bundle();
+    std::fs::copy(dir.path().join("text_encoder.onnx"), dir.path().join("encoder.onnx")).unwrap();
+    let error = open(&bundle, &options(Backend::Tract)).err().unwrap().to_string();
+    assert!(error.contains("token_ids") && error.contains("image"), "{error}");
+}
+
+#[test]
+fn bytes_that_are_no_graph_are_refused_when_opened() {
+    let (dir, bundle) = bundle();
+    let path = dir.path().join("mask_decoder.onnx");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let error = open(&bundle, &options(Backend::Tract)).err().unwrap();
+    assert!(error.to_string().contains("mask_decoder.onnx"), "{error}");
+}
+
+#[test]
+fn inputs_of_the_wrong_length_are_refused() {
+    let (_dir, bundle) = bundle();
+    let mut engine = open(&bundle, &options(Backend::Tract)).unwrap();
+    assert!(matches!(
+        engine.encoder.encode(&[0.0; 12], &mut Features::default()),
+        Err(RuntimeError::InputLength { found: 12, .. })
+    ));
+    assert!(matches!(
+        engine.text.embed(&[vec![1; 76]]),
+        Err(RuntimeError::InputLength { found: 76, .. })
+    ));
+}
