@@ -13,11 +13,16 @@ use burn_flex::Flex;
 use safetensors::{Dtype, SafeTensors};
 use samclip::train::autodiff::{Graph, TokenBatch};
 use samclip::train::model::prompt_encoder::{self, Prompts};
-use samclip::train::model::{ClipConfig, SamConfig, clip, encoder, inventory, mask_decoder};
+use samclip::contract::{GraphKind, GraphSpec, TensorSpec};
+use samclip::runtime::{self, Backend, Provider, RuntimeOptions};
+use samclip::train::model::{
+    ClipConfig, ClipHeadConfig, MergedConfig, SamConfig, TextConfig, clip, encode, encoder, inventory, mask_decoder,
+};
 use samclip::train::onnx::{Recorder, Storage};
 use samclip::train::ops::Ops;
+use samclip::train::session::{self, StepLoss, Tape};
 use samclip::train::weights::{self, Values, Weights};
-use tract_onnx::prelude::*;
+use samclip::train::{initial, loss};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -338,41 +343,232 @@ fn cases(storage: Storage) -> Vec<Case> {
     cases
 }
 
-fn run_tract(case: &Case) -> Vec<Vec<f32>> {
-    let mut model = tract_onnx::onnx().model_for_read(&mut case.onnx.as_slice()).unwrap();
-    let mut inputs = tvec![];
-    for (i, (_, shape, values)) in case.inputs.iter().enumerate() {
-        let tensor = match values {
-            Input::Float(v) => Tensor::from_shape(shape, v).unwrap(),
-            Input::Ids(v) => Tensor::from_shape(shape, v).unwrap(),
-        };
-        model
-            .set_input_fact(i, tensor.datum_type().fact(shape.as_slice()).into())
-            .unwrap();
-        inputs.push(tensor.into());
-    }
-    let plan = model.into_optimized().unwrap().into_runnable().unwrap();
-    let outputs = plan.run(inputs).unwrap();
-    outputs
+/// Runs a recorded graph through the daemon's runtime.
+fn run(case: &Case, backend: Backend) -> Vec<Vec<f32>> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("graph.onnx");
+    std::fs::write(&path, &case.onnx).unwrap();
+    let inputs = case.inputs.iter().map(|(name, shape, values)| match values {
+        Input::Float(_) => TensorSpec::f32(name, shape),
+        Input::Ids(_) => TensorSpec::i64(name, shape),
+    });
+    // Shapes of outputs are not part of the golden files: the runtime hands them out with the values.
+    let outputs = case.expected.iter().map(|(name, _)| TensorSpec::f32(name, &[]));
+    let spec = GraphSpec { graph: GraphKind::Encoder, inputs: inputs.collect(), outputs: outputs.collect() };
+    let options = RuntimeOptions { backend, provider: Provider::Cpu, ..RuntimeOptions::default() };
+    let mut session = runtime::open_graph(&path, &spec, &options).unwrap();
+    let values: Vec<_> = case
+        .inputs
         .iter()
-        .map(|o| o.to_plain_array_view::<f32>().unwrap().iter().copied().collect())
-        .collect()
+        .map(|(_, _, values)| match values {
+            Input::Float(v) => runtime::Values::F32(v),
+            Input::Ids(v) => runtime::Values::I64(v),
+        })
+        .collect();
+    let mut found = vec![Vec::new(); case.expected.len()];
+    let mut keep = |index: usize, _: &[usize], values: &[f32]| {
+        found[index] = values.to_vec();
+        Ok(())
+    };
+    session.run(&spec, &values, &mut keep).unwrap();
+    found
 }
 
 #[test]
 fn recorded_graphs_on_tract_match() {
     for case in cases(Storage::Single) {
-        for (found, (name, expected)) in run_tract(&case).iter().zip(&case.expected) {
+        for (found, (name, expected)) in run(&case, Backend::Tract).iter().zip(&case.expected) {
             assert_close("tract", name, found, expected);
         }
     }
 }
 
 #[test]
+fn recorded_graphs_on_onnx_runtime_match() {
+    for case in cases(Storage::Single) {
+        for (found, (name, expected)) in run(&case, Backend::Ort).iter().zip(&case.expected) {
+            assert_close("ort", name, found, expected);
+        }
+    }
+}
+
+/// Weights by formula (`formula_weights` of the script that made the vectors).
+fn formula(name: &str, shape: &[usize]) -> Values {
+    let seed = u64::from(crc32(name.as_bytes())) << 32;
+    let fan_in = if shape.len() > 1 { shape[1..].iter().product::<usize>() } else { 400 };
+    let range = (1.0 / (fan_in as f64).sqrt()).max(0.02);
+    let norm = ["norm", "neck.1", "neck.3", "ln_"].iter().any(|t| name.contains(t));
+    let offset = if shape.len() == 1 && norm && name.ends_with("weight") { 1.0 } else { 0.0 };
+    let factor = if name.contains("gaussian_matrix") { 50.0 } else { 1.0 };
+    let value = |i: u64| {
+        let mut z = (seed | i).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        let unit = (z >> 40) as f64 / f64::from(1 << 24);
+        (((unit - 0.5) * 2.0 * range) as f32 + offset) * factor
+    };
+    let count = shape.iter().product::<usize>() as u64;
+    Values { shape: shape.to_vec(), data: (0..count).map(value).collect() }
+}
+
+/// CRC-32 as zlib computes it.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 })
+    })
+}
+
+#[test]
+fn full_size_sam_vit_b_on_onnx_runtime_matches() {
+    let config = SamConfig::vit_b();
+    let weights: Weights =
+        inventory::sam(&config).iter().map(|(name, shape)| (name.clone(), formula(name, shape))).collect();
+    let io = vectors("sam_vit_b.formula.io.safetensors");
+    let image: Vec<f32> = (0..3 * 1024 * 1024)
+        .map(|i| {
+            let (c, y, x) = (f64::from(i >> 20), f64::from((i >> 10) & 1023), f64::from(i & 1023));
+            ((x / 37.0 + c).sin() * (y / 53.0 - c).cos()) as f32
+        })
+        .collect();
+    let recorder = Recorder::new(&weights, Storage::Single);
+    let input = recorder.input("image", &[1, 3, 1024, 1024]);
+    let embeddings = encoder::neck(&recorder, &config, &encoder::tokens(&recorder, &config, &input));
+    // The reference adds one padding point behind the single point.
+    let prompts = Prompts {
+        coords: recorder.input("point_coords", &[1, 2, 2]),
+        labels: recorder.input("point_labels", &[1, 2]),
+        mask: None,
+    };
+    let (masks, iou) = mask_decoder::decode(&recorder, &config, &embeddings, &prompts);
+    let outputs = [("image_embeddings", &embeddings), ("low_res_masks", &masks), ("iou_predictions", &iou)];
+    let case = Case {
+        onnx: recorder.finish("sam_vit_b", &outputs),
+        inputs: vec![
+            ("image", vec![1, 3, 1024, 1024], Input::Float(image)),
+            ("point_coords", vec![1, 2, 2], Input::Float(vec![300.0, 400.0, 0.0, 0.0])),
+            ("point_labels", vec![1, 2], Input::Float(vec![1.0, -1.0])),
+        ],
+        expected: outputs.iter().map(|(name, _)| ((*name).to_owned(), Vec::new())).collect(),
+    };
+    drop(weights);
+    let found = run(&case, Backend::Ort);
+    let every_4th = |x: &[f32], planes: usize, side: usize, plane_step: usize| -> Vec<f32> {
+        let plane = |p: usize| (0..side / 4).flat_map(move |y| (0..side / 4).map(move |c| (p, y * 4, c * 4)));
+        let at = |(p, y, c): (usize, usize, usize)| x[(p * side + y) * side + c];
+        (0..planes).step_by(plane_step).flat_map(plane).map(at).collect()
+    };
+    let embeddings = every_4th(&found[0], 256, 64, 4);
+    assert_close("ort", "sam_vit_b image_embeddings", &embeddings, &io["image_embeddings_every_4th"].data);
+    let masks = every_4th(&found[1], 4, 256, 1);
+    assert_close("ort", "sam_vit_b low_res_masks", &masks, &io["low_res_masks_every_4th"].data);
+    assert_close("ort", "sam_vit_b iou_predictions", &found[2], &io["iou_predictions"].data);
+}
+
+#[test]
+fn losses_match_the_reference() {
+    let io = vectors("losses.safetensors");
+    let graph = Graph::<Flex>::new(&Weights::new(), Default::default());
+    let rows = |name: &str| graph.input(io[name].data.clone(), &[3, 576]);
+    let target = graph.sigmoid(&rows("teacher_logits"));
+    let found = loss::mask_losses(&graph, &rows("student_logits"), &target);
+    assert_close("autodiff", "focal", &graph.values(&found.focal), &io["focal"].data);
+    assert_close("autodiff", "dice", &graph.values(&found.dice), &io["dice"].data);
+    let unit = |name: &str| graph.unit_norm(&graph.input(io[name].data.clone(), &io[name].shape));
+    let cosine = loss::cosine(&graph, &unit("e_student"), &unit("e_teacher"));
+    assert_close("autodiff", "cosine", &graph.values(&cosine), &io["cosine"].data);
+}
+
+/// A small merged model with a stem, windows with padding, relative positions and pooled tokens.
+fn small_model() -> (MergedConfig, Weights) {
+    let sam = SamConfig {
+        image_size: 64,
+        embed_dim: 16,
+        depth: 2,
+        num_heads: 2,
+        window_size: 3,
+        global_attn_indexes: vec![1],
+        out_chans: 16,
+        mask_in_chans: 8,
+        decoder_heads: 2,
+        decoder_mlp_dim: 16,
+        stem: vec![4, 8, 8, 16],
+        ..SamConfig::vit_b()
+    };
+    let clip_head = ClipHeadConfig { layers: 1, text_dim: 8, mlp_dim: 16, max_grid: 2 };
+    let text = TextConfig { context_length: 77, vocab_size: 514, width: 8, heads: 2, layers: 1 };
+    let config = MergedConfig { sam, clip_head, text, quick_gelu: false };
+    let weights = initial::weights(&inventory::merged(&config), 7);
+    (config, weights)
+}
+
+/// A scalar that every trained weight of the merged model moves.
+fn objective(graph: &Graph<Tape>, config: &MergedConfig) -> StepLoss {
+    let image = (0..3 * 64 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+    let out = encode(graph, config, &graph.input(image, &[1, 3, 64, 64]));
+    let mask = graph.input((0..256).map(|i| (i as f32).cos()).collect(), &[1, 1, 16, 16]);
+    let prompts = Prompts {
+        coords: graph.input(vec![10.0, 12.0, 40.0, 50.0], &[1, 2, 2]),
+        labels: graph.input(vec![1.0, 0.0], &[1, 2]),
+        mask: Some((mask, graph.input(vec![1.0], &[1]))),
+    };
+    let (masks, iou) = mask_decoder::decode(graph, &config.sam, &out.image_embeddings, &prompts);
+    let target = (0..1024).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
+    let losses =
+        loss::mask_losses(graph, &graph.reshape(&masks, &[4, 256]), &graph.input(target, &[4, 256]));
+    let column = graph.add(&graph.add(&losses.focal, &losses.dice), &losses.entropy);
+    let anchor = graph.input(vec![0.5, -0.2, 0.1, 0.4, 0.0, 0.3, -0.6, 0.2], &[1, 8, 1, 1]);
+    let patches = graph.reshape(&graph.mul(&out.patch_embeddings, &anchor), &[1, 32]);
+    let anchor = graph.input(vec![0.4, -0.1, 0.3, 0.3, -0.5, 0.2, 0.1, 0.7], &[1, 8]);
+    let parts = [
+        graph.sum(&column, 0),
+        graph.sum(&patches, 1),
+        graph.sum(&graph.mul(&out.image_embedding, &anchor), 1),
+        graph.sum(&graph.mul(&iou, &iou), 1),
+    ];
+    let total = parts.iter().skip(1).fold(parts[0].clone(), |sum, part| graph.add(&sum, part));
+    StepLoss { total: graph.reshape(&total, &[1]), parts: Vec::new() }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    let (config, mut weights) = small_model();
+    // Not part of the objective: the text tower, and prompts that are not asked (boxes, padding, no mask).
+    let text = inventory::text(&config.text, 8);
+    let unused = ["logit_scale", "point_embeddings.2", "point_embeddings.3", "not_a_point", "no_mask"];
+    let used = |name: &str| !text.contains_key(name) && !unused.iter().any(|u| name.contains(u));
+    let (_, _, gradients) =
+        session::gradients(&weights, |name| f32::from(u8::from(used(name))), |graph| objective(graph, &config));
+    let (mut worst, mut culprit) = (0.0_f32, String::new());
+    for name in weights.keys().filter(|n| used(n)).cloned().collect::<Vec<_>>() {
+        let gradient = gradients.get(&name).unwrap_or_else(|| panic!("no gradient for {name}"));
+        // Along the gradient's signs the value changes by the gradient's 1-norm per unit of step.
+        let expected: f32 = gradient.iter().map(|g| g.abs()).sum();
+        let step = 1e-2 / (gradient.len() as f32).sqrt();
+        let mut value = |sign: f32| {
+            let saved = weights[&name].data.clone();
+            let data = &mut weights.get_mut(&name).unwrap().data;
+            data.iter_mut().zip(gradient).for_each(|(w, g)| *w += sign * step * g.signum());
+            let (value, _, _) = session::gradients(&weights, |_| 0.0, |graph| objective(graph, &config));
+            weights.get_mut(&name).unwrap().data = saved;
+            value
+        };
+        let found = (value(1.0) - value(-1.0)) / (2.0 * step);
+        // An f32 value of about 10 carries 1e-6 of noise, which the division by the step magnifies.
+        let error = (found - expected).abs() / expected.max(1e-4 / step);
+        if error > worst {
+            (worst, culprit) = (error, name);
+        }
+    }
+    println!("golden | gradients against finite differences ({culprit}) | autodiff | {worst:.1e}");
+    assert!(worst < 0.02, "{culprit}: relative error {worst:.3}");
+}
+
+#[test]
 fn fp16_storage_stays_within_its_rounding() {
     // fp16 rounds weights by up to 4.9e-4 relative; 5e-3 leaves room for its growth over the layers.
     for case in cases(Storage::Half) {
-        for (found, (name, expected)) in run_tract(&case).iter().zip(&case.expected) {
+        for (found, (name, expected)) in run(&case, Backend::Tract).iter().zip(&case.expected) {
             let error = relative_l2(found, expected);
             println!("golden | {name} | tract, fp16-stored | {error:.1e}");
             assert!(error < 5e-3, "{name}: {error:.2e}");

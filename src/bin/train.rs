@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use samclip::text::tokenizer::Tokenizer;
-use samclip::train::dataset::Dataset;
+use samclip::train::dataset::{Dataset, Split};
 use samclip::train::feed::Feed;
 use samclip::train::recipe::Recipe;
 use samclip::train::session::Identity;
@@ -30,6 +30,36 @@ enum Command {
     Probe(RunArguments),
     /// Stage 2: backbone, CLIP head and SAM head together.
     Distill(RunArguments),
+    /// Writes the bundle of a finished run.
+    Export(ExportArguments),
+    /// Measures a bundle on the validation tenth of labelled photos.
+    Eval(EvalArguments),
+}
+
+#[derive(clap::Args)]
+struct EvalArguments {
+    /// Bundle folder.
+    #[arg(long)]
+    bundle: PathBuf,
+    /// WebDataset tars or globs of them.
+    #[arg(long, num_args = 1.., required = true)]
+    data: Vec<String>,
+    /// At most this many photos.
+    #[arg(long, default_value_t = usize::MAX)]
+    limit: usize,
+}
+
+#[derive(clap::Args)]
+struct ExportArguments {
+    /// Recipe file of the run.
+    #[arg(long)]
+    recipe: PathBuf,
+    /// Checkpoint, for example runs/nano/distill.safetensors.
+    #[arg(long)]
+    checkpoint: PathBuf,
+    /// Folder of the bundle.
+    #[arg(long)]
+    out: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -49,7 +79,17 @@ fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Arguments::parse().command {
-        Command::Run(arguments) | Command::Distill(arguments) => Run::open(&arguments)?.distill().map(|_| ()),
+        Command::Run(arguments) => {
+            let run = Run::open(&arguments)?;
+            let weights = run.distill()?;
+            export(&run.recipe, &weights, &arguments.out.join("bundle"))
+        }
+        Command::Distill(arguments) => Run::open(&arguments)?.distill().map(|_| ()),
+        Command::Export(arguments) => {
+            let weights = without_moments(weights::read(&arguments.checkpoint)?);
+            export(&Recipe::read(&arguments.recipe)?, &weights, &arguments.out)
+        }
+        Command::Eval(arguments) => eval(&arguments),
         Command::Teachers(arguments) => Run::open(&arguments)?.teachers().map(|_| ()),
         Command::Probe(arguments) => Run::open(&arguments)?.probe().map(|_| ()),
     }
@@ -107,8 +147,18 @@ impl Run {
 }
 
 fn read_stage(out: &Path, stage: &str) -> Result<weights::Weights, weights::WeightsError> {
-    let all = weights::read(&out.join(format!("{stage}.safetensors")))?;
-    Ok(all.into_iter().filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second.")).collect())
+    Ok(without_moments(weights::read(&out.join(format!("{stage}.safetensors")))?))
+}
+
+/// A checkpoint's weights without the optimiser's state.
+fn without_moments(weights: weights::Weights) -> weights::Weights {
+    weights.into_iter().filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second.")).collect()
+}
+
+fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()> {
+    let bundle = samclip::train::export::bundle(recipe, weights, Vec::new(), out)?;
+    tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
+    Ok(())
 }
 
 fn open_data(patterns: &[String]) -> Result<Dataset> {
@@ -120,4 +170,13 @@ fn open_data(patterns: &[String]) -> Result<Dataset> {
     tracing::info!(samples = dataset.len(), skipped = dataset.skipped().len(), "data opened");
     ensure!(!dataset.is_empty(), "{patterns:?}: no readable sample; check the paths");
     Ok(dataset)
+}
+
+fn eval(arguments: &EvalArguments) -> Result<()> {
+    let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
+    let options = samclip::runtime::RuntimeOptions::default();
+    let dataset = open_data(&arguments.data)?;
+    let result = samclip::train::eval::semantic(&bundle, &options, &dataset, arguments.limit, Split::Validation)?;
+    println!("{}", result.markdown());
+    Ok(())
 }

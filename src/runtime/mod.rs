@@ -219,6 +219,42 @@ pub fn open(bundle: &Bundle, options: &RuntimeOptions) -> Result<Engine, Runtime
     }
 }
 
+/// Opens one graph by its boundary, with tract or ONNX Runtime: what measures an export before it is a bundle.
+///
+/// # Errors
+/// [`RuntimeError`] if the back end is missing or refuses the graph.
+pub fn open_graph(
+    path: &std::path::Path,
+    spec: &crate::contract::GraphSpec,
+    options: &RuntimeOptions,
+) -> Result<Box<dyn GraphSession>, RuntimeError> {
+    match options.backend {
+        Backend::Ort => open_graph_ort(path, spec, options),
+        Backend::Tract | Backend::Auto => {
+            let threads = tract_backend::threads(options.thread_count());
+            Ok(Box::new(tract_backend::TractSession::open(path, spec, threads)?))
+        }
+    }
+}
+
+#[cfg(feature = "ort")]
+fn open_graph_ort(
+    path: &std::path::Path,
+    spec: &crate::contract::GraphSpec,
+    options: &RuntimeOptions,
+) -> Result<Box<dyn GraphSession>, RuntimeError> {
+    Ok(Box::new(ort_backend::Library::load(options)?.open(path, spec, options)?.session))
+}
+
+#[cfg(not(feature = "ort"))]
+fn open_graph_ort(
+    _: &std::path::Path,
+    _: &crate::contract::GraphSpec,
+    _: &RuntimeOptions,
+) -> Result<Box<dyn GraphSession>, RuntimeError> {
+    Err(RuntimeError::NotBuilt)
+}
+
 fn open_tract(bundle: &Bundle, options: &RuntimeOptions, notes: Vec<String>) -> Result<Engine, RuntimeError> {
     let threads = tract_backend::threads(options.thread_count());
     open_with(

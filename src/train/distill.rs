@@ -187,7 +187,7 @@ fn run(
                 mix_teacher(&mut input.prompts, &teachers.sam.values(&masks), recipe.losses.labelled);
             }
             let embeddings = encoder::neck(graph, sam, &tokens);
-            let (loss, iou) = sam_loss::loss(graph, sam, &embeddings, &input.prompts);
+            let (loss, iou) = sam_loss::loss(graph, sam, &embeddings, &input.prompts, &recipe.losses);
             parts.extend([("sam", graph.values(&loss)[0]), ("mask iou", iou)]);
             total = graph.add(&total, &graph.scale(&loss, recipe.losses.sam));
         }

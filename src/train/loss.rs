@@ -21,10 +21,18 @@ pub fn cosine<O: Ops>(ops: &O, a: &O::Tensor, b: &O::Tensor) -> O::Tensor {
     one_minus(ops, &ops.sum(&ops.mul(a, b), 1))
 }
 
-/// Focal and dice loss of logits `[.., P]` against soft targets `[.., P]` in 0..1, each `[.., 1]`.
-///
-/// Focal: α 0.25, γ 2, mean over pixels. Dice: `1 − (2 Σ p t + 1) / (Σ p + Σ t + 1)`.
-pub fn focal_and_dice<O: Ops>(ops: &O, logits: &O::Tensor, target: &O::Tensor) -> (O::Tensor, O::Tensor) {
+/// Losses of mask logits, each `[.., 1]`.
+pub struct MaskLosses<T> {
+    /// Focal loss: α 0.25, γ 2, mean over pixels.
+    pub focal: T,
+    /// Binary cross-entropy, mean over pixels.
+    pub entropy: T,
+    /// Dice loss: `1 − (2 Σ p t + 1) / (Σ p + Σ t + 1)`.
+    pub dice: T,
+}
+
+/// Losses of logits `[.., P]` against soft targets `[.., P]` in 0..1.
+pub fn mask_losses<O: Ops>(ops: &O, logits: &O::Tensor, target: &O::Tensor) -> MaskLosses<O::Tensor> {
     let axis = ops.shape(logits).len() - 1;
     let p = ops.sigmoid(logits);
     let (not_p, not_t) = (one_minus(ops, &p), one_minus(ops, target));
@@ -38,7 +46,7 @@ pub fn focal_and_dice<O: Ops>(ops: &O, logits: &O::Tensor, target: &O::Tensor) -
     let focal = mean(ops, &ops.mul(&ops.mul(&alpha, &ops.mul(&miss, &miss)), &entropy));
     let overlap = ops.shift(&ops.scale(&ops.sum(&ops.mul(&p, target), axis), 2.0), 1.0);
     let total = ops.shift(&ops.add(&ops.sum(&p, axis), &ops.sum(target, axis)), 1.0);
-    (focal, one_minus(ops, &ops.div(&overlap, &total)))
+    MaskLosses { focal, entropy: mean(ops, &entropy), dice: one_minus(ops, &ops.div(&overlap, &total)) }
 }
 
 /// Cross-entropy of logits `[R, K]` against weighted target distributions `[R, K]` (rows sum to the

@@ -8,6 +8,8 @@
 pub mod autodiff;
 pub mod dataset;
 pub mod distill;
+pub mod eval;
+pub mod export;
 pub mod feed;
 pub mod initial;
 pub mod kernels;

@@ -5,7 +5,7 @@
 //! that no Transpose stands in the graph.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 use tract_onnx::pb::{
@@ -92,7 +92,7 @@ impl<'a> Recorder<'a> {
         Node { name: name.into(), shape: vec![texts, length], weight: None }
     }
 
-    /// The graph as an ONNX file with the named outputs; initialisers that no node reads are left out.
+    /// The graph as an ONNX file with the named outputs; nodes and initialisers that no output needs are left out.
     #[must_use]
     pub fn finish(self, graph: &str, outputs: &[(&str, &Node)]) -> Vec<u8> {
         let mut state = self.state.into_inner();
@@ -105,7 +105,8 @@ impl<'a> Recorder<'a> {
                 ..NodeProto::default()
             });
         }
-        let read: std::collections::BTreeSet<&String> = state.nodes.iter().flat_map(|n| &n.input).collect();
+        drop_unread(&mut state.nodes, &outputs.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        let read: BTreeSet<&String> = state.nodes.iter().flat_map(|n| &n.input).collect();
         let initializer = state.initializers.into_iter().filter(|(name, _)| read.contains(name)).map(|(_, t)| t).collect();
         let output = outputs.iter().map(|(name, node)| value_info(name, DataType::Float, &node.shape)).collect();
         let graph = GraphProto {
@@ -209,6 +210,20 @@ impl<'a> Recorder<'a> {
     fn count(&self, multiply_accumulates: usize) {
         self.state.borrow_mut().multiply_accumulates += multiply_accumulates as u64;
     }
+}
+
+/// Keeps the nodes that lead to `outputs`; every node stands behind those it reads.
+fn drop_unread(nodes: &mut Vec<NodeProto>, outputs: &[&str]) {
+    let mut read: BTreeSet<String> = outputs.iter().map(|&o| o.to_owned()).collect();
+    nodes.reverse();
+    nodes.retain(|node| {
+        let kept = node.output.iter().any(|o| read.contains(o));
+        if kept {
+            read.extend(node.input.iter().cloned());
+        }
+        kept
+    });
+    nodes.reverse();
 }
 
 fn value_info(name: &str, data_type: DataType, shape: &[usize]) -> ValueInfoProto {

@@ -74,8 +74,12 @@ fn one() -> f32 {
 pub struct LossWeights {
     /// L_CLIP: cosine distance of image embeddings to the CLIP teacher's.
     pub clip: f32,
-    /// L_SAM: 20 × focal + dice, and the squared error of the predicted IoU.
+    /// L_SAM: `focal` × focal + `entropy` × cross-entropy + dice, and the squared error of the predicted IoU.
     pub sam: f32,
+    /// Weight of the focal loss in L_SAM; SAM: 20.
+    pub focal: f32,
+    /// Departure: weight of the cross-entropy in L_SAM; SAM: 0.
+    pub entropy: f32,
     /// Share of the labelled mask in L_SAM's target, the rest is the SAM teacher's; 0 is the paper.
     pub labelled: f32,
     /// Departure from the paper: cross-entropy of patch embeddings against class-name embeddings on

@@ -1,18 +1,17 @@
 //! L_SAM: masks and predicted IoU of the SAM head against target masks.
 //!
-//! SAM's own weights (arXiv 2304.02643): 20 × focal + dice, IoU error × 1; of the three ambiguous masks only
-//! the best one learns, the single-mask output always does.
+//! SAM's own weights (arXiv 2304.02643) are 20 × focal + dice, IoU error × 1. A head without pre-training
+//! falls into the empty mask under them (measured: mask IoU 0.000 after 250 steps), so the recipe can put cross-entropy
+//! in focal's place. Of the three ambiguous masks only the best one learns, the single-mask output always does.
 
 use crate::train::feed::PromptBatch;
-use crate::train::loss::focal_and_dice;
+use crate::train::loss::{MaskLosses, mask_losses};
 use crate::train::model::prompt_encoder::Prompts;
 use crate::train::model::{SamConfig, mask_decoder};
 use crate::train::ops::Ops;
+use crate::train::recipe::LossWeights;
 use crate::train::autodiff::Graph;
 use crate::train::session::{Tape, Tensor};
-
-/// Weight of the focal loss against the dice loss.
-const FOCAL: f32 = 20.0;
 
 /// Runs the SAM head for `prompts` on image embeddings `[B, C, g, g]`: logits `[B·Q, 4, 4g, 4g]` and
 /// predicted IoU `[B·Q, 4]`.
@@ -43,14 +42,16 @@ pub fn loss(
     sam: &SamConfig,
     embeddings: &Tensor,
     prompts: &PromptBatch,
+    weights: &LossWeights,
 ) -> (Tensor, f32) {
     let rows = prompts.counts.len();
     let pixels = 16 * sam.grid() * sam.grid();
     let (masks, iou) = decode(graph, sam, embeddings, prompts);
     let logits = graph.reshape(&masks, &[rows, 4, pixels]);
     let target = graph.expand(&graph.input(prompts.target.clone(), &[rows, 1, pixels]), &[rows, 4, pixels]);
-    let (focal, dice) = focal_and_dice(graph, &logits, &target);
-    let loss = graph.reshape(&graph.add(&graph.scale(&focal, FOCAL), &dice), &[rows, 4]);
+    let MaskLosses { focal, entropy, dice } = mask_losses(graph, &logits, &target);
+    let pixelwise = graph.add(&graph.scale(&focal, weights.focal), &graph.scale(&entropy, weights.entropy));
+    let loss = graph.reshape(&graph.add(&pixelwise, &dice), &[rows, 4]);
     let single = graph.slice(&loss, 1, 0, 1);
     let best = graph.scale(&graph.max(&graph.scale(&graph.slice(&loss, 1, 1, 4), -1.0), 1), -1.0);
     let mask_loss = graph.add(&single, &best); // [R, 1]
@@ -60,8 +61,8 @@ pub fn loss(
     let mean_iou = found.chunks(4).zip(&prompts.counts).map(|(f, c)| f[0] * c).sum::<f32>() / counted;
     let error = graph.sub(&iou, &graph.input(found, &[rows, 4]));
     let iou_loss = graph.scale(&graph.sum(&graph.mul(&error, &error), 1), 0.25);
-    let weights = graph.input(prompts.counts.iter().map(|c| c / counted).collect(), &[rows, 1]);
-    let total = graph.sum(&graph.mul(&graph.add(&mask_loss, &iou_loss), &weights), 0);
+    let shares = graph.input(prompts.counts.iter().map(|c| c / counted).collect(), &[rows, 1]);
+    let total = graph.sum(&graph.mul(&graph.add(&mask_loss, &iou_loss), &shares), 0);
     (graph.reshape(&total, &[1]), mean_iou)
 }
 

@@ -69,7 +69,7 @@ pub fn sam(recipe: &Recipe, feed: &Feed, folder: &Path, identity: &Identity) -> 
     session.run(stage, &recipe.optimizer, frozen, batch, |graph, (pixels, prompts)| {
         let image = graph.input(pixels, &[stage.batch, 3, sam.image_size, sam.image_size]);
         let embeddings = encoder::neck(graph, sam, &encoder::tokens(graph, sam, &image));
-        let (total, iou) = sam_loss::loss(graph, sam, &embeddings, &prompts);
+        let (total, iou) = sam_loss::loss(graph, sam, &embeddings, &prompts, &recipe.losses);
         let parts = vec![("sam", graph.values(&total)[0]), ("mask iou", iou)];
         StepLoss { total, parts }
     })?;
