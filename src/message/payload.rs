@@ -192,7 +192,14 @@ impl StatsMessage {
 }
 
 fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError> {
-    if found.is_finite() { Ok(()) } else { Err(PayloadError::NotFinite { field: field(), found: found.into() }) }
+    if found.is_finite() {
+        Ok(())
+    } else {
+        Err(PayloadError::NotFinite {
+            field: field(),
+            found: found.into(),
+        })
+    }
 }
 
 fn check_schema(found: &str) -> Result<(), PayloadError> {
@@ -200,7 +207,9 @@ fn check_schema(found: &str) -> Result<(), PayloadError> {
     if major(found).is_some() && major(found) == major(SCHEMA) {
         Ok(())
     } else {
-        Err(PayloadError::Schema { found: found.chars().take(80).collect() })
+        Err(PayloadError::Schema {
+            found: found.chars().take(80).collect(),
+        })
     }
 }
 
@@ -291,7 +300,10 @@ mod tests {
                     area: 52_110,
                     zones: vec!["bay-2".into()],
                     polygon: Some(vec![vec![[410, 230], [690, 221], [700, 510], [415, 515]]]),
-                    rle: Some(RleText { size: [720, 1280], counts: "ab0".into() }),
+                    rle: Some(RleText {
+                        size: [720, 1280],
+                        counts: "ab0".into(),
+                    }),
                 },
                 Detection {
                     track_id: None,
@@ -318,7 +330,15 @@ mod tests {
             provider: "tract-cpu".into(),
             memory_bytes: Some(1 << 28),
             dropped_messages: 0,
-            cameras: [("dock".to_owned(), CameraStats { fps: 4.5, frames: 270, skipped: 3 })].into(),
+            cameras: [(
+                "dock".to_owned(),
+                CameraStats {
+                    fps: 4.5,
+                    frames: 270,
+                    skipped: 3,
+                },
+            )]
+            .into(),
             stage_ms: [("encoder".to_owned(), 180.5)].into(),
         }
     }
@@ -382,7 +402,10 @@ mod tests {
         body["brand_new"] = true.into();
         assert!(FrameMessage::decode(body.to_string().as_bytes()).is_ok());
         body["schema"] = "2.0".into();
-        assert!(matches!(FrameMessage::decode(body.to_string().as_bytes()), Err(PayloadError::Schema { .. })));
+        assert!(matches!(
+            FrameMessage::decode(body.to_string().as_bytes()),
+            Err(PayloadError::Schema { .. })
+        ));
         assert!(matches!(FrameMessage::decode(b"{"), Err(PayloadError::Json(_))));
     }
 

@@ -54,10 +54,17 @@ pub enum TopicError {
 fn check_id(kind: &'static str, text: &str, reserved: &[&str]) -> Result<String, TopicError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if text.is_empty() || text.len() > MAX_ID || !text.bytes().all(allowed) {
-        return Err(TopicError::Id { kind, found: text.chars().take(80).collect() });
+        return Err(TopicError::Id {
+            kind,
+            found: text.chars().take(80).collect(),
+        });
     }
     if reserved.contains(&text) {
-        return Err(TopicError::Reserved { kind, found: text.into(), reserved: reserved.join(", ") });
+        return Err(TopicError::Reserved {
+            kind,
+            found: text.into(),
+            reserved: reserved.join(", "),
+        });
     }
     Ok(text.into())
 }
@@ -147,13 +154,19 @@ impl Topics {
             || prefix.contains(['+', '#'])
             || prefix.contains(char::is_control);
         if bad {
-            return Err(TopicError::Prefix { found: prefix.chars().take(80).collect() });
+            return Err(TopicError::Prefix {
+                found: prefix.chars().take(80).collect(),
+            });
         }
         Ok(Self { prefix: prefix.into() })
     }
 
     fn topic(&self, rest: fmt::Arguments<'_>, qos: Qos, retained: bool) -> Topic {
-        Topic { name: format!("{}/{rest}", self.prefix), qos, retained }
+        Topic {
+            name: format!("{}/{rest}", self.prefix),
+            qos,
+            retained,
+        }
     }
 
     /// `<p>/available`: [`super::payload::Availability`]; also the last will.
@@ -248,19 +261,66 @@ mod tests {
             (topics.available(), "available", Qos::AtLeastOnce, true),
             (topics.stats(), "stats", Qos::AtMostOnce, false),
             (topics.events(), "events", Qos::AtLeastOnce, false),
-            (topics.detect_status(&camera), "dock/status/detect", Qos::AtLeastOnce, true),
+            (
+                topics.detect_status(&camera),
+                "dock/status/detect",
+                Qos::AtLeastOnce,
+                true,
+            ),
             (topics.frame(&camera), "dock/frame", Qos::AtMostOnce, false),
-            (topics.count(&camera, &query), "dock/blue-pallet", Qos::AtLeastOnce, true),
-            (topics.active(&camera, &query), "dock/blue-pallet/active", Qos::AtLeastOnce, true),
-            (topics.snapshot(&camera, &query), "dock/blue-pallet/snapshot", Qos::AtMostOnce, true),
-            (topics.mask(&camera, &query), "dock/blue-pallet/mask", Qos::AtMostOnce, false),
-            (topics.query_set(&camera, &query), "dock/query/blue-pallet/set", Qos::AtLeastOnce, false),
-            (topics.query_state(&camera, &query), "dock/query/blue-pallet/state", Qos::AtLeastOnce, true),
+            (
+                topics.count(&camera, &query),
+                "dock/blue-pallet",
+                Qos::AtLeastOnce,
+                true,
+            ),
+            (
+                topics.active(&camera, &query),
+                "dock/blue-pallet/active",
+                Qos::AtLeastOnce,
+                true,
+            ),
+            (
+                topics.snapshot(&camera, &query),
+                "dock/blue-pallet/snapshot",
+                Qos::AtMostOnce,
+                true,
+            ),
+            (
+                topics.mask(&camera, &query),
+                "dock/blue-pallet/mask",
+                Qos::AtMostOnce,
+                false,
+            ),
+            (
+                topics.query_set(&camera, &query),
+                "dock/query/blue-pallet/set",
+                Qos::AtLeastOnce,
+                false,
+            ),
+            (
+                topics.query_state(&camera, &query),
+                "dock/query/blue-pallet/state",
+                Qos::AtLeastOnce,
+                true,
+            ),
             (topics.detect_set(&camera), "dock/detect/set", Qos::AtLeastOnce, false),
-            (topics.detect_state(&camera), "dock/detect/state", Qos::AtLeastOnce, true),
+            (
+                topics.detect_state(&camera),
+                "dock/detect/state",
+                Qos::AtLeastOnce,
+                true,
+            ),
         ];
         for (topic, rest, qos, retained) in table {
-            assert_eq!(topic, Topic { name: format!("site-3/samclip/{rest}"), qos, retained });
+            assert_eq!(
+                topic,
+                Topic {
+                    name: format!("site-3/samclip/{rest}"),
+                    qos,
+                    retained
+                }
+            );
         }
     }
 
@@ -268,7 +328,10 @@ mod tests {
     fn ids_outside_the_alphabet_are_refused() {
         assert_eq!(QueryId::new("blue-pallet-2").unwrap().as_str(), "blue-pallet-2");
         for bad in ["", "Blue", "a b", "a/b", "+", "#", "ä", &"x".repeat(65)] {
-            assert!(matches!(QueryId::new(bad), Err(TopicError::Id { kind: "query", .. })), "{bad}");
+            assert!(
+                matches!(QueryId::new(bad), Err(TopicError::Id { kind: "query", .. })),
+                "{bad}"
+            );
         }
     }
 
@@ -279,7 +342,10 @@ mod tests {
         }
         assert!(QueryId::new("stats").is_ok() && CameraId::new("frame").is_ok());
         let error = CameraId::new("stats").unwrap_err().to_string();
-        assert_eq!(error, "camera id \"stats\" is reserved; choose another than available, events, stats, all");
+        assert_eq!(
+            error,
+            "camera id \"stats\" is reserved; choose another than available, events, stats, all"
+        );
     }
 
     #[test]
