@@ -124,6 +124,7 @@ struct State {
     unacknowledged: usize,
     too_large: u64,
     stopping: bool,
+    abandoned: bool,
     finished: bool,
 }
 
@@ -150,6 +151,7 @@ impl Publisher {
                 unacknowledged: 0,
                 too_large: 0,
                 stopping: false,
+                abandoned: false,
                 finished: false,
             }),
             changed: Condvar::new(),
@@ -337,12 +339,16 @@ async fn receive(mut events: EventLoop, settings: &Settings, shared: &Shared) {
     }
 }
 
-/// Moves messages from the outbox to the connection while there is one; returns when asked to stop without one.
+/// Moves messages from the outbox to the connection while there is one; returns when asked to stop without one,
+/// or when nobody holds the publisher any more.
 async fn send(client: AsyncClient, settings: &Settings, shared: &Shared) {
     let mut farewell = Some(settings.available.clone());
     loop {
         let (message, connected, stopping, unacknowledged) = {
             let mut state = shared.lock();
+            if state.abandoned {
+                return;
+            }
             let message = if state.connected { state.outbox.pop() } else { None };
             (message, state.connected, state.stopping, state.unacknowledged)
         };
@@ -393,10 +399,11 @@ fn closed(error: &ClientError) {
 }
 
 impl Drop for Publisher {
-    /// Ends the thread without waiting; the broker then sends the last will.
+    /// Breaks the connection without a goodbye, so that the broker sends the last will; only [`Publisher::stop`] is a
+    /// clean exit.
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.shared.lock().stopping = true;
+            self.shared.lock().abandoned = true;
             self.shared.work.notify_one();
         }
     }
