@@ -86,7 +86,11 @@ pub struct RuntimeTable {
 
 impl Default for RuntimeTable {
     fn default() -> Self {
-        Self { engine: Engine::Auto, provider: Provider::Auto, library: None }
+        Self {
+            engine: Engine::Auto,
+            provider: Provider::Auto,
+            library: None,
+        }
     }
 }
 
@@ -166,7 +170,11 @@ pub struct OutputTable {
 
 impl Default for OutputTable {
     fn default() -> Self {
-        Self { polygon: true, rle: false, tolerance: Spanned::new(0..0, 1.0) }
+        Self {
+            polygon: true,
+            rle: false,
+            tolerance: Spanned::new(0..0, 1.0),
+        }
     }
 }
 
@@ -287,7 +295,12 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let checker = Checker { text, path };
         let file: ConfigFile = toml::from_str(text).map_err(|error| {
-            let problem = error.message().lines().collect::<Vec<_>>().join(", ").replace('`', "\"");
+            let problem = error
+                .message()
+                .lines()
+                .collect::<Vec<_>>()
+                .join(", ")
+                .replace('`', "\"");
             checker.at(error.span().map_or(0, |span| span.start), problem)
         })?;
         checker.check(file)
@@ -307,7 +320,11 @@ impl Mqtt {
             (Some(user), Some(password)) if !user.is_empty() => Ok(Some((user.into(), password.into()))),
             _ => {
                 let problem = "expected the user on line 1 and the password on line 2".into();
-                Err(ConfigError::Line { path: path.clone(), line: 1, problem })
+                Err(ConfigError::Line {
+                    path: path.clone(),
+                    line: 1,
+                    problem,
+                })
             }
         }
     }
@@ -316,15 +333,27 @@ impl Mqtt {
 /// Reads a text file of bounded size.
 fn read_small(path: &Path) -> Result<String, ConfigError> {
     use std::io::Read as _;
-    let failed = |error: std::io::Error| ConfigError::Read { path: path.into(), reason: error.to_string() };
+    let failed = |error: std::io::Error| ConfigError::Read {
+        path: path.into(),
+        reason: error.to_string(),
+    };
     let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    std::fs::File::open(path)
+        .map_err(failed)?
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         let reason = format!("is larger than {MAX_FILE_BYTES} bytes, expected a short text file");
-        return Err(ConfigError::Read { path: path.into(), reason });
+        return Err(ConfigError::Read {
+            path: path.into(),
+            reason,
+        });
     }
-    String::from_utf8(bytes)
-        .map_err(|_| ConfigError::Read { path: path.into(), reason: "is not UTF-8 text".into() })
+    String::from_utf8(bytes).map_err(|_| ConfigError::Read {
+        path: path.into(),
+        reason: "is not UTF-8 text".into(),
+    })
 }
 
 /// Turns places in the text into lines.
@@ -338,12 +367,20 @@ impl Checker<'_> {
     fn at(&self, offset: usize, problem: String) -> ConfigError {
         let before = self.text.as_bytes().get(..offset).unwrap_or(self.text.as_bytes());
         let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        ConfigError::Line { path: self.path.into(), line, problem }
+        ConfigError::Line {
+            path: self.path.into(),
+            line,
+            problem,
+        }
     }
 
     /// Refuses a value unless `good`.
     fn require<T>(&self, good: bool, value: &Spanned<T>, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
-        if good { Ok(()) } else { Err(self.at(value.span().start, problem())) }
+        if good {
+            Ok(())
+        } else {
+            Err(self.at(value.span().start, problem()))
+        }
     }
 
     fn check(&self, file: ConfigFile) -> Result<Config, ConfigError> {
@@ -353,9 +390,17 @@ impl Checker<'_> {
         if file.camera.is_empty() {
             return Err(self.at(self.text.len(), "no [[camera]] found, expected at least one".into()));
         }
-        let cameras = file.camera.iter().map(|table| self.camera(table.get_ref())).collect::<Result<Vec<_>, _>>()?;
+        let cameras = file
+            .camera
+            .iter()
+            .map(|table| self.camera(table.get_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
         self.unique("camera", file.camera.iter().map(|table| &table.get_ref().id))?;
-        let queries = file.query.iter().map(|table| self.query(table.get_ref())).collect::<Result<Vec<_>, _>>()?;
+        let queries = file
+            .query
+            .iter()
+            .map(|table| self.query(table.get_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
         self.unique("query", file.query.iter().map(|table| &table.get_ref().id))?;
         let tolerance = *file.output.tolerance.get_ref();
         self.require((0.0..=100.0).contains(&tolerance), &file.output.tolerance, || {
@@ -369,15 +414,15 @@ impl Checker<'_> {
             cameras,
             queries,
             mqtt: file.mqtt.map(|table| self.mqtt(table)).transpose()?,
-            output: Output { polygon: file.output.polygon, rle: file.output.rle, tolerance },
+            output: Output {
+                polygon: file.output.polygon,
+                rle: file.output.rle,
+                tolerance,
+            },
         })
     }
 
-    fn unique<'a>(
-        &self,
-        kind: &str,
-        ids: impl Iterator<Item = &'a Spanned<String>>,
-    ) -> Result<(), ConfigError> {
+    fn unique<'a>(&self, kind: &str, ids: impl Iterator<Item = &'a Spanned<String>>) -> Result<(), ConfigError> {
         let mut seen = std::collections::BTreeSet::new();
         for id in ids {
             self.require(seen.insert(id.get_ref()), id, || {
@@ -390,7 +435,9 @@ impl Checker<'_> {
     fn camera(&self, table: &CameraTable) -> Result<Camera, ConfigError> {
         let id = CameraId::new(table.id.get_ref()).map_err(|e| self.at(table.id.span().start, e.to_string()))?;
         let source = table.source.get_ref();
-        let known = source.split_once("://").is_some_and(|(scheme, rest)| SCHEMES.contains(&scheme) && !rest.is_empty());
+        let known = source
+            .split_once("://")
+            .is_some_and(|(scheme, rest)| SCHEMES.contains(&scheme) && !rest.is_empty());
         self.require(known, &table.source, || {
             format!("source is {source:?}, expected v4l2:///dev/video0, file:///clip.y4m or dir:///frames?fps=10&loop")
         })?;
@@ -399,7 +446,11 @@ impl Checker<'_> {
                 format!("fps is {}, expected 0.01 to 240", fps.get_ref())
             })?;
         }
-        Ok(Camera { id, source: source.clone(), fps: table.fps.as_ref().map(|fps| *fps.get_ref()) })
+        Ok(Camera {
+            id,
+            source: source.clone(),
+            fps: table.fps.as_ref().map(|fps| *fps.get_ref()),
+        })
     }
 
     fn query(&self, table: &QueryTable) -> Result<Query, ConfigError> {
@@ -410,7 +461,10 @@ impl Checker<'_> {
         };
         let place = table.prompts.as_ref().map_or(table.id.span(), Spanned::span).start;
         if !(1..=MAX_PROMPTS).contains(&prompts.len()) {
-            return Err(self.at(place, format!("{} prompts found, expected 1 to {MAX_PROMPTS}", prompts.len())));
+            return Err(self.at(
+                place,
+                format!("{} prompts found, expected 1 to {MAX_PROMPTS}", prompts.len()),
+            ));
         }
         for prompt in &prompts {
             let length = prompt.chars().count();
@@ -435,14 +489,24 @@ impl Checker<'_> {
             }
         };
         let threshold = table.threshold.as_ref().map(|threshold| *threshold.get_ref());
-        Ok(Query { id, prompts, threshold, min_area: table.min_area, color })
+        Ok(Query {
+            id,
+            prompts,
+            threshold,
+            min_area: table.min_area,
+            color,
+        })
     }
 
     fn mqtt(&self, table: MqttTable) -> Result<Mqtt, ConfigError> {
         let host = table.host.get_ref();
         let plain = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
-        self.require(plain, &table.host, || format!("host is {host:?}, expected a host name or an address"))?;
-        self.require(*table.port.get_ref() != 0, &table.port, || "port is 0, expected 1 to 65535".into())?;
+        self.require(plain, &table.host, || {
+            format!("host is {host:?}, expected a host name or an address")
+        })?;
+        self.require(*table.port.get_ref() != 0, &table.port, || {
+            "port is 0, expected 1 to 65535".into()
+        })?;
         let client_id = table.client_id.get_ref();
         let good = !client_id.is_empty() && client_id.len() <= 64 && !client_id.contains(char::is_control);
         self.require(good && !client_id.starts_with(' '), &table.client_id, || {
@@ -463,7 +527,10 @@ impl Checker<'_> {
 /// Reads `#rrggbb`.
 fn parse_color(text: &str) -> Option<[u8; 3]> {
     let digits = text.strip_prefix('#').filter(|digits| digits.len() == 6)?;
-    let value = digits.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u32::from_str_radix(digits, 16).ok())??;
+    let value = digits
+        .bytes()
+        .all(|byte| byte.is_ascii_hexdigit())
+        .then(|| u32::from_str_radix(digits, 16).ok())??;
     let [_, red, green, blue] = value.to_be_bytes();
     Some([red, green, blue])
 }
@@ -519,24 +586,53 @@ tolerance = 2.5
         let config = parse(FULL).unwrap();
         assert_eq!(config.model, Path::new("/usr/share/samclip/models/nano"));
         assert_eq!((config.engine, config.provider), (Engine::Ort, Provider::TensorRt));
-        assert_eq!((config.cameras[0].id.as_str(), config.cameras[0].fps), ("dock", Some(5.0)));
+        assert_eq!(
+            (config.cameras[0].id.as_str(), config.cameras[0].fps),
+            ("dock", Some(5.0))
+        );
         let query = &config.queries[0];
-        assert_eq!((query.prompts.len(), query.threshold, query.min_area), (2, Some(0.6), 400));
+        assert_eq!(
+            (query.prompts.len(), query.threshold, query.min_area),
+            (2, Some(0.6), 400)
+        );
         assert_eq!(query.color, Some([0x20, 0x40, 0xff]));
         let query = &config.queries[1];
-        assert_eq!((query.prompts.as_slice(), query.threshold, query.min_area), (&["hard hat".to_owned()][..], None, 64));
+        assert_eq!(
+            (query.prompts.as_slice(), query.threshold, query.min_area),
+            (&["hard hat".to_owned()][..], None, 64)
+        );
         let mqtt = config.mqtt.unwrap();
-        assert_eq!((mqtt.host.as_str(), mqtt.port, mqtt.client_id.as_str()), ("broker.lan", 1883, "samclipd"));
+        assert_eq!(
+            (mqtt.host.as_str(), mqtt.port, mqtt.client_id.as_str()),
+            ("broker.lan", 1883, "samclipd")
+        );
         assert_eq!(mqtt.topics.available().name, "site-3/samclip/available");
-        assert_eq!(config.output, Output { polygon: true, rle: true, tolerance: 2.5 });
+        assert_eq!(
+            config.output,
+            Output {
+                polygon: true,
+                rle: true,
+                tolerance: 2.5
+            }
+        );
     }
 
     #[test]
     fn the_shortest_file_gets_the_documented_defaults() {
         let config = parse("model = \"m\"\n[[camera]]\nid = \"a\"\nsource = \"dir:///frames\"\n").unwrap();
-        assert_eq!((config.engine, config.provider, config.mqtt), (Engine::Auto, Provider::Auto, None));
+        assert_eq!(
+            (config.engine, config.provider, config.mqtt),
+            (Engine::Auto, Provider::Auto, None)
+        );
         assert!(config.queries.is_empty());
-        assert_eq!(config.output, Output { polygon: true, rle: false, tolerance: 1.0 });
+        assert_eq!(
+            config.output,
+            Output {
+                polygon: true,
+                rle: false,
+                tolerance: 1.0
+            }
+        );
     }
 
     #[test]
@@ -552,7 +648,10 @@ tolerance = 2.5
     fn wrong_types_and_words_are_refused_with_their_line() {
         assert!(refused("fps = 5", "fps = \"five\"").starts_with("samclipd.toml:12: invalid type: string \"five\""));
         let error = refused("\"ort\"", "\"onnx\"");
-        assert_eq!(error, "samclipd.toml:5: unknown variant \"onnx\", expected one of \"auto\", \"tract\", \"ort\"");
+        assert_eq!(
+            error,
+            "samclipd.toml:5: unknown variant \"onnx\", expected one of \"auto\", \"tract\", \"ort\""
+        );
         assert!(refused("host = \"broker.lan\"", "port = 70000").starts_with("samclipd.toml:25: invalid value"));
         assert!(refused("[mqtt]", "[mqtt").starts_with("samclipd.toml:24: "));
     }
@@ -561,16 +660,52 @@ tolerance = 2.5
     fn impossible_values_are_refused_with_what_is_allowed() {
         for (from, to, expected) in [
             ("fps = 5", "fps = 0", "12: fps is 0, expected 0.01 to 240"),
-            ("threshold = 0.6", "threshold = 1.2", "17: threshold is 1.2, expected 0 to 1"),
-            ("threshold = 0.6", "threshold = nan", "17: threshold is NaN, expected 0 to 1"),
-            ("#2040ff", "blue", "19: color is \"blue\", expected #rrggbb such as #ff8800"),
-            ("tolerance = 2.5", "tolerance = -1", "30: tolerance is -1, expected 0 to 100 pixels"),
-            ("\"hard-hat\"", "\"blue-pallet\"", "22: query id \"blue-pallet\" occurs twice, expected unique ids"),
+            (
+                "threshold = 0.6",
+                "threshold = 1.2",
+                "17: threshold is 1.2, expected 0 to 1",
+            ),
+            (
+                "threshold = 0.6",
+                "threshold = nan",
+                "17: threshold is NaN, expected 0 to 1",
+            ),
+            (
+                "#2040ff",
+                "blue",
+                "19: color is \"blue\", expected #rrggbb such as #ff8800",
+            ),
+            (
+                "tolerance = 2.5",
+                "tolerance = -1",
+                "30: tolerance is -1, expected 0 to 100 pixels",
+            ),
+            (
+                "\"hard-hat\"",
+                "\"blue-pallet\"",
+                "22: query id \"blue-pallet\" occurs twice, expected unique ids",
+            ),
             ("\"hard-hat\"", "\"frame\"", "22: query id \"frame\" is reserved"),
-            ("\"dock\"", "\"Dock\"", "10: camera id \"Dock\": expected 1 to 64 characters"),
-            ("v4l2:///dev/video0", "/dev/video0", "11: source is \"/dev/video0\", expected v4l2:///dev/video0"),
-            ("[\"a blue pallet\", \"blue plastic pallet\"]", "[]", "16: 0 prompts found, expected 1 to 16"),
-            ("\"a blue pallet\"", "\" \"", "16: prompt of 1 characters found, expected words of at most 1000"),
+            (
+                "\"dock\"",
+                "\"Dock\"",
+                "10: camera id \"Dock\": expected 1 to 64 characters",
+            ),
+            (
+                "v4l2:///dev/video0",
+                "/dev/video0",
+                "11: source is \"/dev/video0\", expected v4l2:///dev/video0",
+            ),
+            (
+                "[\"a blue pallet\", \"blue plastic pallet\"]",
+                "[]",
+                "16: 0 prompts found, expected 1 to 16",
+            ),
+            (
+                "\"a blue pallet\"",
+                "\" \"",
+                "16: prompt of 1 characters found, expected words of at most 1000",
+            ),
             ("site-3/samclip", "site/#", "26: topic prefix \"site/#\""),
             ("broker.lan", "mqtt://broker", "25: host is \"mqtt://broker\""),
             ("/usr/share/samclip/models/nano", "", "2: model is empty"),
@@ -580,7 +715,10 @@ tolerance = 2.5
         }
         let long = "x".repeat(10_000);
         assert!(refused("a blue pallet", &long).contains("prompt of 10000 characters"));
-        assert_eq!(parse("model = \"m\"\n").unwrap_err().to_string(), "samclipd.toml:2: no [[camera]] found, expected at least one");
+        assert_eq!(
+            parse("model = \"m\"\n").unwrap_err().to_string(),
+            "samclipd.toml:2: no [[camera]] found, expected at least one"
+        );
     }
 
     #[test]
@@ -589,9 +727,19 @@ tolerance = 2.5
         let path = dir.path().join("samclipd.toml");
         assert!(matches!(Config::read(&path), Err(ConfigError::Read { .. })));
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
-        assert!(Config::read(&path).unwrap_err().to_string().ends_with("is not UTF-8 text"));
+        assert!(
+            Config::read(&path)
+                .unwrap_err()
+                .to_string()
+                .ends_with("is not UTF-8 text")
+        );
         std::fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
-        assert!(Config::read(&path).unwrap_err().to_string().contains("larger than 1048576 bytes"));
+        assert!(
+            Config::read(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("larger than 1048576 bytes")
+        );
         std::fs::write(&path, FULL).unwrap();
         assert_eq!(Config::read(&path), parse(FULL));
     }
@@ -605,7 +753,10 @@ tolerance = 2.5
         mqtt.credentials = Some(path.clone());
         assert!(matches!(mqtt.read_credentials(), Err(ConfigError::Read { .. })));
         std::fs::write(&path, "camera\ns3cret\n").unwrap();
-        assert_eq!(mqtt.read_credentials().unwrap(), Some(("camera".into(), "s3cret".into())));
+        assert_eq!(
+            mqtt.read_credentials().unwrap(),
+            Some(("camera".into(), "s3cret".into()))
+        );
         std::fs::write(&path, "s3cret").unwrap();
         assert!(!mqtt.read_credentials().unwrap_err().to_string().contains("s3cret"));
     }

@@ -237,10 +237,9 @@ impl Publisher {
         self.shared.lock().stopping = true;
         self.shared.work.notify_one();
         let finished = self.wait(grace, |state| state.finished);
-        match self.thread.take() {
-            Some(thread) if finished => thread.join().is_ok() && self.shared.lock().connected,
-            _ => false,
-        }
+        // after the grace the thread is left to the destructor, which breaks the connection
+        let thread = if finished { self.thread.take() } else { None };
+        thread.is_some_and(|thread| thread.join().is_ok()) && self.shared.lock().connected
     }
 }
 

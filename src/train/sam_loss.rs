@@ -3,12 +3,12 @@
 //! SAM's own weights (arXiv 2304.02643): 20 × focal + dice, IoU error × 1; of the three ambiguous masks only
 //! the best one learns, the single-mask output always does.
 
+use crate::train::autodiff::Graph;
 use crate::train::feed::PromptBatch;
 use crate::train::loss::focal_and_dice;
 use crate::train::model::prompt_encoder::Prompts;
 use crate::train::model::{SamConfig, mask_decoder};
 use crate::train::ops::Ops;
-use crate::train::autodiff::Graph;
 use crate::train::session::{Tape, Tensor};
 
 /// Weight of the focal loss against the dice loss.
@@ -38,17 +38,15 @@ pub fn decode<B: crate::train::kernels::Kernels>(
 }
 
 /// Loss `[1]` of the SAM head, its parts, and the mean IoU of the single-mask output.
-pub fn loss(
-    graph: &Graph<Tape>,
-    sam: &SamConfig,
-    embeddings: &Tensor,
-    prompts: &PromptBatch,
-) -> (Tensor, f32) {
+pub fn loss(graph: &Graph<Tape>, sam: &SamConfig, embeddings: &Tensor, prompts: &PromptBatch) -> (Tensor, f32) {
     let rows = prompts.counts.len();
     let pixels = 16 * sam.grid() * sam.grid();
     let (masks, iou) = decode(graph, sam, embeddings, prompts);
     let logits = graph.reshape(&masks, &[rows, 4, pixels]);
-    let target = graph.expand(&graph.input(prompts.target.clone(), &[rows, 1, pixels]), &[rows, 4, pixels]);
+    let target = graph.expand(
+        &graph.input(prompts.target.clone(), &[rows, 1, pixels]),
+        &[rows, 4, pixels],
+    );
     let (focal, dice) = focal_and_dice(graph, &logits, &target);
     let loss = graph.reshape(&graph.add(&graph.scale(&focal, FOCAL), &dice), &[rows, 4]);
     let single = graph.slice(&loss, 1, 0, 1);
@@ -91,6 +89,10 @@ mod tests {
     fn iou_counts_pixels_above_the_thresholds() {
         let logits = [1.0, 1.0, -1.0, -1.0].repeat(4);
         assert_eq!(measured_iou(&logits, &[0.0, 1.0, 1.0, 0.2], 4), [1.0 / 3.0; 4]);
-        assert_eq!(measured_iou(&[-1.0; 8], &[0.0, 0.0], 2), [0.0; 4], "nothing found, nothing there");
+        assert_eq!(
+            measured_iou(&[-1.0; 8], &[0.0, 0.0], 2),
+            [0.0; 4],
+            "nothing found, nothing there"
+        );
     }
 }
