@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use safetensors::{Dtype, SafeTensors};
-use samclip::train::autodiff::{Graph, TokenBatch};
-use samclip::train::model::prompt_encoder::{self, Prompts};
 use samclip::contract::{GraphKind, GraphSpec, TensorSpec};
 use samclip::runtime::{self, Backend, Provider, RuntimeOptions};
+use samclip::train::autodiff::{Graph, TokenBatch};
+use samclip::train::model::prompt_encoder::{self, Prompts};
 use samclip::train::model::{
     ClipConfig, ClipHeadConfig, MergedConfig, SamConfig, TextConfig, clip, encode, encoder, inventory, mask_decoder,
 };
@@ -354,8 +354,16 @@ fn run(case: &Case, backend: Backend) -> Vec<Vec<f32>> {
     });
     // Shapes of outputs are not part of the golden files: the runtime hands them out with the values.
     let outputs = case.expected.iter().map(|(name, _)| TensorSpec::f32(name, &[]));
-    let spec = GraphSpec { graph: GraphKind::Encoder, inputs: inputs.collect(), outputs: outputs.collect() };
-    let options = RuntimeOptions { backend, provider: Provider::Cpu, ..RuntimeOptions::default() };
+    let spec = GraphSpec {
+        graph: GraphKind::Encoder,
+        inputs: inputs.collect(),
+        outputs: outputs.collect(),
+    };
+    let options = RuntimeOptions {
+        backend,
+        provider: Provider::Cpu,
+        ..RuntimeOptions::default()
+    };
     let mut session = runtime::open_graph(&path, &spec, &options).unwrap();
     let values: Vec<_> = case
         .inputs
@@ -395,10 +403,18 @@ fn recorded_graphs_on_onnx_runtime_match() {
 /// Weights by formula (`formula_weights` of the script that made the vectors).
 fn formula(name: &str, shape: &[usize]) -> Values {
     let seed = u64::from(crc32(name.as_bytes())) << 32;
-    let fan_in = if shape.len() > 1 { shape[1..].iter().product::<usize>() } else { 400 };
+    let fan_in = if shape.len() > 1 {
+        shape[1..].iter().product::<usize>()
+    } else {
+        400
+    };
     let range = (1.0 / (fan_in as f64).sqrt()).max(0.02);
     let norm = ["norm", "neck.1", "neck.3", "ln_"].iter().any(|t| name.contains(t));
-    let offset = if shape.len() == 1 && norm && name.ends_with("weight") { 1.0 } else { 0.0 };
+    let offset = if shape.len() == 1 && norm && name.ends_with("weight") {
+        1.0
+    } else {
+        0.0
+    };
     let factor = if name.contains("gaussian_matrix") { 50.0 } else { 1.0 };
     let value = |i: u64| {
         let mut z = (seed | i).wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -409,21 +425,28 @@ fn formula(name: &str, shape: &[usize]) -> Values {
         (((unit - 0.5) * 2.0 * range) as f32 + offset) * factor
     };
     let count = shape.iter().product::<usize>() as u64;
-    Values { shape: shape.to_vec(), data: (0..count).map(value).collect() }
+    Values {
+        shape: shape.to_vec(),
+        data: (0..count).map(value).collect(),
+    }
 }
 
 /// CRC-32 as zlib computes it.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0_u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 })
+        (0..8).fold(crc ^ u32::from(byte), |c, _| {
+            if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 }
+        })
     })
 }
 
 #[test]
 fn full_size_sam_vit_b_on_onnx_runtime_matches() {
     let config = SamConfig::vit_b();
-    let weights: Weights =
-        inventory::sam(&config).iter().map(|(name, shape)| (name.clone(), formula(name, shape))).collect();
+    let weights: Weights = inventory::sam(&config)
+        .iter()
+        .map(|(name, shape)| (name.clone(), formula(name, shape)))
+        .collect();
     let io = vectors("sam_vit_b.formula.io.safetensors");
     let image: Vec<f32> = (0..3 * 1024 * 1024)
         .map(|i| {
@@ -441,15 +464,26 @@ fn full_size_sam_vit_b_on_onnx_runtime_matches() {
         mask: None,
     };
     let (masks, iou) = mask_decoder::decode(&recorder, &config, &embeddings, &prompts);
-    let outputs = [("image_embeddings", &embeddings), ("low_res_masks", &masks), ("iou_predictions", &iou)];
+    let outputs = [
+        ("image_embeddings", &embeddings),
+        ("low_res_masks", &masks),
+        ("iou_predictions", &iou),
+    ];
     let case = Case {
         onnx: recorder.finish("sam_vit_b", &outputs),
         inputs: vec![
             ("image", vec![1, 3, 1024, 1024], Input::Float(image)),
-            ("point_coords", vec![1, 2, 2], Input::Float(vec![300.0, 400.0, 0.0, 0.0])),
+            (
+                "point_coords",
+                vec![1, 2, 2],
+                Input::Float(vec![300.0, 400.0, 0.0, 0.0]),
+            ),
             ("point_labels", vec![1, 2], Input::Float(vec![1.0, -1.0])),
         ],
-        expected: outputs.iter().map(|(name, _)| ((*name).to_owned(), Vec::new())).collect(),
+        expected: outputs
+            .iter()
+            .map(|(name, _)| ((*name).to_owned(), Vec::new()))
+            .collect(),
     };
     drop(weights);
     let found = run(&case, Backend::Ort);
@@ -459,10 +493,25 @@ fn full_size_sam_vit_b_on_onnx_runtime_matches() {
         (0..planes).step_by(plane_step).flat_map(plane).map(at).collect()
     };
     let embeddings = every_4th(&found[0], 256, 64, 4);
-    assert_close("ort", "sam_vit_b image_embeddings", &embeddings, &io["image_embeddings_every_4th"].data);
+    assert_close(
+        "ort",
+        "sam_vit_b image_embeddings",
+        &embeddings,
+        &io["image_embeddings_every_4th"].data,
+    );
     let masks = every_4th(&found[1], 4, 256, 1);
-    assert_close("ort", "sam_vit_b low_res_masks", &masks, &io["low_res_masks_every_4th"].data);
-    assert_close("ort", "sam_vit_b iou_predictions", &found[2], &io["iou_predictions"].data);
+    assert_close(
+        "ort",
+        "sam_vit_b low_res_masks",
+        &masks,
+        &io["low_res_masks_every_4th"].data,
+    );
+    assert_close(
+        "ort",
+        "sam_vit_b iou_predictions",
+        &found[2],
+        &io["iou_predictions"].data,
+    );
 }
 
 #[test]
@@ -495,9 +544,25 @@ fn small_model() -> (MergedConfig, Weights) {
         stem: vec![4, 8, 8, 16],
         ..SamConfig::vit_b()
     };
-    let clip_head = ClipHeadConfig { layers: 1, text_dim: 8, mlp_dim: 16, max_grid: 2 };
-    let text = TextConfig { context_length: 77, vocab_size: 514, width: 8, heads: 2, layers: 1 };
-    let config = MergedConfig { sam, clip_head, text, quick_gelu: false };
+    let clip_head = ClipHeadConfig {
+        layers: 1,
+        text_dim: 8,
+        mlp_dim: 16,
+        max_grid: 2,
+    };
+    let text = TextConfig {
+        context_length: 77,
+        vocab_size: 514,
+        width: 8,
+        heads: 2,
+        layers: 1,
+    };
+    let config = MergedConfig {
+        sam,
+        clip_head,
+        text,
+        quick_gelu: false,
+    };
     let weights = initial::weights(&inventory::merged(&config), 7);
     (config, weights)
 }
@@ -514,8 +579,11 @@ fn objective(graph: &Graph<Tape>, config: &MergedConfig) -> StepLoss {
     };
     let (masks, iou) = mask_decoder::decode(graph, &config.sam, &out.image_embeddings, &prompts);
     let target = (0..1024).map(|i| f32::from(u8::from(i % 3 == 0))).collect();
-    let losses =
-        loss::mask_losses(graph, &graph.reshape(&masks, &[4, 256]), &graph.input(target, &[4, 256]));
+    let losses = loss::mask_losses(
+        graph,
+        &graph.reshape(&masks, &[4, 256]),
+        &graph.input(target, &[4, 256]),
+    );
     let column = graph.add(&graph.add(&losses.focal, &losses.dice), &losses.entropy);
     let anchor = graph.input(vec![0.5, -0.2, 0.1, 0.4, 0.0, 0.3, -0.6, 0.2], &[1, 8, 1, 1]);
     let patches = graph.reshape(&graph.mul(&out.patch_embeddings, &anchor), &[1, 32]);
@@ -526,8 +594,14 @@ fn objective(graph: &Graph<Tape>, config: &MergedConfig) -> StepLoss {
         graph.sum(&graph.mul(&out.image_embedding, &anchor), 1),
         graph.sum(&graph.mul(&iou, &iou), 1),
     ];
-    let total = parts.iter().skip(1).fold(parts[0].clone(), |sum, part| graph.add(&sum, part));
-    StepLoss { total: graph.reshape(&total, &[1]), parts: Vec::new() }
+    let total = parts
+        .iter()
+        .skip(1)
+        .fold(parts[0].clone(), |sum, part| graph.add(&sum, part));
+    StepLoss {
+        total: graph.reshape(&total, &[1]),
+        parts: Vec::new(),
+    }
 }
 
 #[test]
@@ -535,10 +609,19 @@ fn gradients_agree_with_finite_differences() {
     let (config, mut weights) = small_model();
     // Not part of the objective: the text tower, and prompts that are not asked (boxes, padding, no mask).
     let text = inventory::text(&config.text, 8);
-    let unused = ["logit_scale", "point_embeddings.2", "point_embeddings.3", "not_a_point", "no_mask"];
+    let unused = [
+        "logit_scale",
+        "point_embeddings.2",
+        "point_embeddings.3",
+        "not_a_point",
+        "no_mask",
+    ];
     let used = |name: &str| !text.contains_key(name) && !unused.iter().any(|u| name.contains(u));
-    let (_, _, gradients) =
-        session::gradients(&weights, |name| f32::from(u8::from(used(name))), |graph| objective(graph, &config));
+    let (_, _, gradients) = session::gradients(
+        &weights,
+        |name| f32::from(u8::from(used(name))),
+        |graph| objective(graph, &config),
+    );
     let (mut worst, mut culprit) = (0.0_f32, String::new());
     for name in weights.keys().filter(|n| used(n)).cloned().collect::<Vec<_>>() {
         let gradient = gradients.get(&name).unwrap_or_else(|| panic!("no gradient for {name}"));
@@ -548,7 +631,9 @@ fn gradients_agree_with_finite_differences() {
         let mut value = |sign: f32| {
             let saved = weights[&name].data.clone();
             let data = &mut weights.get_mut(&name).unwrap().data;
-            data.iter_mut().zip(gradient).for_each(|(w, g)| *w += sign * step * g.signum());
+            data.iter_mut()
+                .zip(gradient)
+                .for_each(|(w, g)| *w += sign * step * g.signum());
             let (value, _, _) = session::gradients(&weights, |_| 0.0, |graph| objective(graph, &config));
             weights.get_mut(&name).unwrap().data = saved;
             value

@@ -77,7 +77,10 @@ struct RunArguments {
 
 fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let run = Run::open(&arguments)?;
@@ -107,20 +110,38 @@ struct Run {
 impl Run {
     fn open(arguments: &RunArguments) -> Result<Self> {
         let recipe = Recipe::read(&arguments.recipe)?;
-        std::fs::create_dir_all(&arguments.out).with_context(|| format!("cannot create {}", arguments.out.display()))?;
+        std::fs::create_dir_all(&arguments.out)
+            .with_context(|| format!("cannot create {}", arguments.out.display()))?;
         let dataset = match arguments.data.as_slice() {
             [] => None,
             patterns => Some(open_data(patterns)?),
         };
-        let data = dataset.as_ref().map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
-        let identity = Identity { recipe: toml::to_string(&recipe).context("the recipe is valid TOML")?, data };
+        let data = dataset
+            .as_ref()
+            .map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
+        let identity = Identity {
+            recipe: toml::to_string(&recipe).context("the recipe is valid TOML")?,
+            data,
+        };
         let tokenizer = Tokenizer::shortened(recipe.merges)?;
         let feed = Feed::new(dataset, recipe.synth_share, recipe.seed);
-        Ok(Self { recipe, feed, tokenizer, identity, out: arguments.out.clone() })
+        Ok(Self {
+            recipe,
+            feed,
+            tokenizer,
+            identity,
+            out: arguments.out.clone(),
+        })
     }
 
     fn teachers(&self) -> Result<distill::Teachers> {
-        let Self { recipe, feed, identity, out, .. } = self;
+        let Self {
+            recipe,
+            feed,
+            identity,
+            out,
+            ..
+        } = self;
         let sam = teachers::sam(recipe, feed, out, identity)?;
         let clip = teachers::clip(recipe, feed, &self.tokenizer, out, identity)?;
         let text = TextBank::new(&clip, &recipe.text, recipe.clip_head.text_dim, self.tokenizer.clone());
@@ -128,7 +149,13 @@ impl Run {
     }
 
     fn probe(&self) -> Result<(distill::Teachers, weights::Weights)> {
-        let Self { recipe, feed, identity, out, .. } = self;
+        let Self {
+            recipe,
+            feed,
+            identity,
+            out,
+            ..
+        } = self;
         let mut teachers = self.teachers()?;
         let student = || {
             let read = |stage: &str| read_stage(out, stage);
@@ -140,13 +167,20 @@ impl Run {
     }
 
     fn distill(&self) -> Result<weights::Weights> {
-        let Self { recipe, feed, identity, out, .. } = self;
+        let Self {
+            recipe,
+            feed,
+            identity,
+            out,
+            ..
+        } = self;
         let (mut teachers, probed) = self.probe()?;
         Ok(distill::distill(recipe, feed, &mut teachers, || probed, out, identity)?)
     }
 }
 
 fn read_stage(out: &Path, stage: &str) -> Result<weights::Weights, weights::WeightsError> {
+<<<<<<< HEAD
     Ok(without_moments(weights::read(&out.join(format!("{stage}.safetensors")))?))
 }
 
@@ -159,6 +193,13 @@ fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()>
     let bundle = samclip::train::export::bundle(recipe, weights, Vec::new(), out)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
     Ok(())
+=======
+    let all = weights::read(&out.join(format!("{stage}.safetensors")))?;
+    Ok(all
+        .into_iter()
+        .filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second."))
+        .collect())
+>>>>>>> wt-data
 }
 
 fn open_data(patterns: &[String]) -> Result<Dataset> {
@@ -167,7 +208,11 @@ fn open_data(patterns: &[String]) -> Result<Dataset> {
     for error in dataset.skipped() {
         tracing::warn!(%error, "sample skipped");
     }
-    tracing::info!(samples = dataset.len(), skipped = dataset.skipped().len(), "data opened");
+    tracing::info!(
+        samples = dataset.len(),
+        skipped = dataset.skipped().len(),
+        "data opened"
+    );
     ensure!(!dataset.is_empty(), "{patterns:?}: no readable sample; check the paths");
     Ok(dataset)
 }

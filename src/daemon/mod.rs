@@ -1,1 +1,2 @@
 //! (module daemon)
+pub mod config;

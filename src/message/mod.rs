@@ -1,1 +1,9 @@
-//! (module message)
+//! Messages out: what goes to which MQTT topic, as bytes. Pure; no socket, clock or file.
+//!
+//! * [`topic`]: names, quality of service and retain flag of every topic; ids that may enter a topic
+//! * [`payload`]: the versioned JSON bodies and the plain words of state topics
+//!
+//! `schemas/` holds the JSON Schema (draft 2020-12) of every JSON body; the tests validate against it.
+
+pub mod payload;
+pub mod topic;

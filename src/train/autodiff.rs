@@ -10,7 +10,7 @@ use burn_backend::{Backend, Shape, Slice, TensorData, TensorMetadata, read_sync}
 
 use crate::train::kernels::{ConvGeometry, Kernels};
 use crate::train::ops::{Conv, Ops};
-use crate::train::weights::{Weights, Values};
+use crate::train::weights::{Values, Weights};
 
 /// Values on a device, by weight name; the interpreter of one forward pass.
 pub struct Graph<B: Backend> {
@@ -32,7 +32,11 @@ impl TokenBatch {
     /// If `ids` is not a whole number of texts.
     #[must_use]
     pub fn new(ids: Vec<u32>, length: usize) -> Self {
-        assert!(length > 0 && ids.len().is_multiple_of(length), "{} ids are not texts of {length}", ids.len());
+        assert!(
+            length > 0 && ids.len().is_multiple_of(length),
+            "{} ids are not texts of {length}",
+            ids.len()
+        );
         Self { ids, length }
     }
 }
@@ -41,7 +45,10 @@ impl<B: Kernels> Graph<B> {
     /// An interpreter holding `weights`, without gradients.
     #[must_use]
     pub fn new(weights: &Weights, device: B::Device) -> Self {
-        let parameters = weights.iter().map(|(name, v)| (name.clone(), Self::upload(&device, v))).collect();
+        let parameters = weights
+            .iter()
+            .map(|(name, v)| (name.clone(), Self::upload(&device, v)))
+            .collect();
         Self { device, parameters }
     }
 
@@ -53,7 +60,11 @@ impl<B: Kernels> Graph<B> {
 
     fn upload(device: &B::Device, values: &Values) -> FloatTensor<B> {
         // The backend has no rank 0: a scalar (`logit_scale`) has one axis on the device.
-        let shape = if values.shape.is_empty() { vec![1] } else { values.shape.clone() };
+        let shape = if values.shape.is_empty() {
+            vec![1]
+        } else {
+            values.shape.clone()
+        };
         B::float_from_data(TensorData::new(values.data.clone(), shape), device)
     }
 
@@ -116,7 +127,10 @@ impl<B: Kernels> Ops for Graph<B> {
     }
 
     fn weight(&self, name: &str, expected: &[usize]) -> Self::Tensor {
-        let found = self.parameters.get(name).unwrap_or_else(|| panic!("weight {name:?} was checked against the inventory"));
+        let found = self
+            .parameters
+            .get(name)
+            .unwrap_or_else(|| panic!("weight {name:?} was checked against the inventory"));
         debug_assert!(expected.is_empty() || sizes(found) == expected, "{name}");
         found.clone()
     }
@@ -145,14 +159,33 @@ impl<B: Kernels> Ops for Graph<B> {
 
     fn conv2d(&self, x: &Self::Tensor, name: &str, conv: Conv) -> Self::Tensor {
         let [batch, channels, height, width] = <[usize; 4]>::try_from(sizes(x)).expect("conv2d takes NCHW");
-        let weight = self.weight(&format!("{name}.weight"), &[conv.out, channels, conv.kernel, conv.kernel]);
+        let weight = self.weight(
+            &format!("{name}.weight"),
+            &[conv.out, channels, conv.kernel, conv.kernel],
+        );
         let weight = B::float_reshape(weight, shape(&[conv.out, channels * conv.kernel * conv.kernel]));
         let bias = conv.bias.then(|| self.weight(&format!("{name}.bias"), &[conv.out]));
         let rows = if conv.kernel == 1 && conv.stride == 1 && conv.padding == 0 {
             B::float_permute(x.clone(), &[0, 2, 3, 1])
         } else {
-            let Conv { kernel, stride, padding, .. } = conv;
-            B::im2col(x.clone(), ConvGeometry { batch, channels, height, width, kernel, stride, padding })
+            let Conv {
+                kernel,
+                stride,
+                padding,
+                ..
+            } = conv;
+            B::im2col(
+                x.clone(),
+                ConvGeometry {
+                    batch,
+                    channels,
+                    height,
+                    width,
+                    kernel,
+                    stride,
+                    padding,
+                },
+            )
         };
         let y = self.linear_with(&rows, &weight, bias.as_ref());
         let y = B::float_reshape(y, shape(&[batch, conv.side(height), conv.side(width), conv.out]));
@@ -292,7 +325,10 @@ impl<B: Kernels> Ops for Graph<B> {
         let mut mask = vec![0.0; tokens.ids.len()];
         for (ids, mask) in tokens.ids.chunks(tokens.length).zip(mask.chunks_mut(tokens.length)) {
             let largest = ids.iter().max().expect("a text has tokens");
-            mask[ids.iter().position(|id| id == largest).expect("the largest is one of them")] = 1.0;
+            mask[ids
+                .iter()
+                .position(|id| id == largest)
+                .expect("the largest is one of them")] = 1.0;
         }
         self.input(mask, &[tokens.ids.len() / tokens.length, 1, tokens.length])
     }

@@ -42,7 +42,11 @@ impl Teachers {
     #[must_use]
     pub fn new(sam: &Weights, clip: &Weights, text: TextBank) -> Self {
         let device = Default::default();
-        Self { sam: Graph::new(sam, device), clip: Graph::new(clip, device), text }
+        Self {
+            sam: Graph::new(sam, device),
+            clip: Graph::new(clip, device),
+            text,
+        }
     }
 }
 
@@ -54,7 +58,9 @@ pub fn student(recipe: &Recipe, sam: &Weights, clip: &Weights) -> Weights {
     let mut weights = initial::weights(&inventory::merged(&config), recipe.seed + 2);
     let last = format!("image_encoder.blocks.{}.", config.sam.depth - 1);
     for (name, values) in &mut weights {
-        let copied = name.strip_prefix("clip_head.blocks.").and_then(|rest| rest.split_once('.'));
+        let copied = name
+            .strip_prefix("clip_head.blocks.")
+            .and_then(|rest| rest.split_once('.'));
         let source = copied.map_or_else(|| name.clone(), |(_, rest)| format!("{last}{rest}"));
         if let Some(found) = sam.get(&source).or_else(|| clip.get(&source))
             && found.shape == values.shape
@@ -131,26 +137,43 @@ fn run(
     let (sam, side) = (&config.sam, config.sam.image_size);
     let base = feed.names();
     let name_weights = name_weights(feed);
-    let patches = if sam.grid() > config.clip_head.max_grid { sam.grid() / 2 } else { sam.grid() };
+    let patches = if sam.grid() > config.clip_head.max_grid {
+        sam.grid() / 2
+    } else {
+        sam.grid()
+    };
     let cells = patches * CELLS_PER_PATCH;
     let teacher_side = recipe.clip_teacher.image_size;
     let batch = |step: u64| {
-        let mut input =
-            Input { items: Vec::new(), teacher_pixels: Vec::new(), prompts: PromptBatch::default(), targets: NameTargets::default() };
+        let mut input = Input {
+            items: Vec::new(),
+            teacher_pixels: Vec::new(),
+            prompts: PromptBatch::default(),
+            targets: NameTargets::default(),
+        };
         for slot in 0..stage.batch {
             let mut rng = feed.rng(number, step, slot);
             let sample = feed.sample(number, step, slot, stage.batch, 0.15);
             let item = feed.item(&sample, side, &mut rng);
-            let at_teacher =
-                view(&sample, item.view.region, teacher_side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
+            let at_teacher = view(
+                &sample,
+                item.view.region,
+                teacher_side,
+                Fit::Stretch,
+                Colours::SAME,
+                &CLIP_NORMALISATION,
+            );
             input.teacher_pixels.extend(at_teacher.pixels);
             if stage.prompts > 0 {
-                input.prompts.push(&item, stage.prompts, recipe.export.points, 4 * sam.grid(), &mut rng);
+                input
+                    .prompts
+                    .push(&item, stage.prompts, recipe.export.points, 4 * sam.grid(), &mut rng);
             }
             input.items.push(item);
         }
-        input.targets =
-            NameTargets::new(&input.items, &base, cells, |name| name_weights.get(name).copied().unwrap_or(1.0));
+        input.targets = NameTargets::new(&input.items, &base, cells, |name| {
+            name_weights.get(name).copied().unwrap_or(1.0)
+        });
         input
     };
     session.run(stage, &recipe.optimizer, rate, batch, |graph, mut input| {
@@ -160,20 +183,35 @@ fn run(
         let tokens = encoder::tokens(graph, sam, &image);
         let (patch_embeddings, image_embedding) = clip_head::embed(graph, &config, &tokens);
 
-        let expected = teachers.clip.input(std::mem::take(&mut input.teacher_pixels), &[b, 3, teacher_side, teacher_side]);
+        let expected = teachers.clip.input(
+            std::mem::take(&mut input.teacher_pixels),
+            &[b, 3, teacher_side, teacher_side],
+        );
         let expected = clip::encode_image(&teachers.clip, &clip_config(recipe), &expected);
         let expected = teachers.clip.values(&teachers.clip.unit_norm(&expected));
         let expected = graph.input(expected, &[b, config.clip_head.text_dim]);
-        let distance = graph.scale(&graph.sum(&cosine(graph, &image_embedding, &expected), 0), 1.0 / b as f32);
+        let distance = graph.scale(
+            &graph.sum(&cosine(graph, &image_embedding, &expected), 0),
+            1.0 / b as f32,
+        );
         let mut total = graph.reshape(&graph.scale(&distance, recipe.losses.clip), &[1]);
         let mut parts = vec![("clip", graph.values(&distance)[0])];
 
         let mut scores = None;
         if recipe.losses.region_text > 0.0 {
-            let (loss, accuracy, logits) =
-                region_text(graph, &patch_embeddings, &input.targets, teachers, patches, config.clip_head.text_dim);
+            let (loss, accuracy, logits) = region_text(
+                graph,
+                &patch_embeddings,
+                &input.targets,
+                teachers,
+                patches,
+                config.clip_head.text_dim,
+            );
             parts.extend([("region-text", graph.values(&loss)[0]), ("cell accuracy", accuracy)]);
-            total = graph.add(&total, &graph.reshape(&graph.scale(&loss, recipe.losses.region_text), &[1]));
+            total = graph.add(
+                &total,
+                &graph.reshape(&graph.scale(&loss, recipe.losses.region_text), &[1]),
+            );
             scores = Some(logits);
         }
         if stage.prompts > 0 && recipe.losses.sam > 0.0 {
@@ -243,11 +281,18 @@ fn mask_prompts_from_scores(input: &mut Input, logits: &[f32], n: usize, low: us
     let prompts = &mut input.prompts;
     for row in 0..prompts.counts.len() {
         let item = &input.items[row / prompts.per_image];
-        let (Some(name), Some(names)) = (prompts.named[row], &item.names) else { continue };
+        let (Some(name), Some(names)) = (prompts.named[row], &item.names) else {
+            continue;
+        };
         if prompts.has_mask[row] == 0.0 {
             continue;
         }
-        let Some(column) = input.targets.names.iter().position(|m| *m == names.names[usize::from(name) - 2]) else {
+        let Some(column) = input
+            .targets
+            .names
+            .iter()
+            .position(|m| *m == names.names[usize::from(name) - 2])
+        else {
             continue;
         };
         let image = &logits[(row / prompts.per_image) * n * n * k..][..n * n * k];
@@ -280,7 +325,9 @@ fn name_weights(feed: &Feed) -> HashMap<String, f32> {
     use crate::train::dataset::names::canonical;
     use crate::train::dataset::{Split, split};
     use rayon::prelude::*;
-    let Some(dataset) = feed.dataset() else { return HashMap::new() };
+    let Some(dataset) = feed.dataset() else {
+        return HashMap::new();
+    };
     let count = |index: usize| -> HashMap<String, f64> {
         let mut counts = HashMap::new();
         if let Ok(sample) = dataset.get(index)
@@ -289,7 +336,10 @@ fn name_weights(feed: &Feed) -> HashMap<String, f32> {
             let mut histogram = [0_u32; 256];
             mask.classes.iter().for_each(|&c| histogram[usize::from(c)] += 1);
             for (class, &n) in histogram.iter().enumerate().filter(|(_, n)| **n > 0) {
-                let name = u8::try_from(class).ok().and_then(|c| dataset.names().name(c)).and_then(canonical);
+                let name = u8::try_from(class)
+                    .ok()
+                    .and_then(|c| dataset.names().name(c))
+                    .and_then(canonical);
                 if let Some(name) = name {
                     *counts.entry(name.to_owned()).or_insert(0.0) += f64::from(n);
                 }
@@ -308,7 +358,12 @@ fn name_weights(feed: &Feed) -> HashMap<String, f32> {
         .reduce(HashMap::new, merge);
     let mut sorted: Vec<f64> = counts.values().copied().collect();
     sorted.sort_by(f64::total_cmp);
-    let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else { return HashMap::new() };
+    let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else {
+        return HashMap::new();
+    };
     #[allow(clippy::cast_possible_truncation)] // clamped to 0.4..4
-    counts.into_iter().map(|(name, n)| (name, (middle / n).sqrt().clamp(0.4, 4.0) as f32)).collect()
+    counts
+        .into_iter()
+        .map(|(name, n)| (name, (middle / n).sqrt().clamp(0.4, 4.0) as f32))
+        .collect()
 }

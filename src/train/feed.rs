@@ -12,8 +12,10 @@ use crate::train::dataset::{Dataset, Split, epoch_order, split};
 use crate::train::synth;
 
 /// SAM's normalisation, 0-255 RGB (paper.md section 6): both branches of the student use it.
-pub const NORMALISATION: Normalisation =
-    Normalisation { mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375] };
+pub const NORMALISATION: Normalisation = Normalisation {
+    mean: [123.675, 116.28, 103.53],
+    std: [58.395, 57.12, 57.375],
+};
 
 /// Name of pixels that belong to none of the names their collection annotates.
 pub const BACKGROUND: &str = "background";
@@ -57,12 +59,26 @@ impl Feed {
         if let Some(dataset) = &dataset {
             for (index, raw) in dataset.samples().iter().enumerate() {
                 if split(&raw.key) == Split::Train {
-                    if raw.mask.is_some() { labelled.push(index) } else { other.push(index) }
+                    if raw.mask.is_some() {
+                        labelled.push(index)
+                    } else {
+                        other.push(index)
+                    }
                 }
             }
         }
-        let synth_share = if labelled.is_empty() && other.is_empty() { 1.0 } else { synth_share };
-        Self { dataset, labelled, other, synth_share, seed }
+        let synth_share = if labelled.is_empty() && other.is_empty() {
+            1.0
+        } else {
+            synth_share
+        };
+        Self {
+            dataset,
+            labelled,
+            other,
+            synth_share,
+            seed,
+        }
     }
 
     /// The photos, if there are any.
@@ -114,23 +130,50 @@ impl Feed {
 
     /// An augmented item of `side` pixels.
     pub fn item(&self, sample: &Sample, side: usize, rng: &mut impl Rng) -> Item {
-        let fit = if rng.random_bool(0.5) { Fit::Letterbox } else { Fit::Stretch };
-        let ranges = Augmentation { scale: (0.35, 1.0), fit, ..Augmentation::default() };
+        let fit = if rng.random_bool(0.5) {
+            Fit::Letterbox
+        } else {
+            Fit::Stretch
+        };
+        let ranges = Augmentation {
+            scale: (0.35, 1.0),
+            fit,
+            ..Augmentation::default()
+        };
         let whole = sample.info.source == "ccp" && rng.random_bool(0.6);
-        let person = self.dataset.as_ref().filter(|_| whole).and_then(|d| whole_person(sample, d.names()));
+        let person = self
+            .dataset
+            .as_ref()
+            .filter(|_| whole)
+            .and_then(|d| whole_person(sample, d.names()));
         let text = describe(sample, rng);
         if let Some(mask) = person {
-            let sample = Sample { mask: Some(mask), ..sample.clone() };
+            let sample = Sample {
+                mask: Some(mask),
+                ..sample.clone()
+            };
             let view = augment(&sample, side, &ranges, &NORMALISATION, rng);
-            return Item { names: self.pixel_names(&sample, &view), view, text };
+            return Item {
+                names: self.pixel_names(&sample, &view),
+                view,
+                text,
+            };
         }
         let view = augment(sample, side, &ranges, &NORMALISATION, rng);
-        Item { names: self.pixel_names(sample, &view), view, text }
+        Item {
+            names: self.pixel_names(sample, &view),
+            view,
+            text,
+        }
     }
 
     fn pixel_names(&self, sample: &Sample, view: &View) -> Option<PixelNames> {
         if !sample.regions.is_empty() {
-            let index = view.segments.as_ref()?.iter().map(|&id| if id == 0 { 1 } else { id + 1 });
+            let index = view
+                .segments
+                .as_ref()?
+                .iter()
+                .map(|&id| if id == 0 { 1 } else { id + 1 });
             let (w, h) = view.content;
             let mut index: Vec<u16> = index.collect();
             for (i, v) in index.iter_mut().enumerate() {
@@ -139,7 +182,11 @@ impl Feed {
                 }
             }
             let annotated = sample.regions.clone();
-            return Some(PixelNames { index, names: sample.regions.clone(), annotated });
+            return Some(PixelNames {
+                index,
+                names: sample.regions.clone(),
+                annotated,
+            });
         }
         let table = self.dataset.as_ref()?.names();
         let classes = view.classes.as_ref()?;
@@ -157,8 +204,18 @@ impl Feed {
             }
         }
         let index = classes.iter().map(|&c| of_class[usize::from(c)]).collect();
-        let annotated = sample.info.vocab.iter().filter_map(|n| canonical(n)).map(str::to_owned).collect();
-        Some(PixelNames { index, names, annotated })
+        let annotated = sample
+            .info
+            .vocab
+            .iter()
+            .filter_map(|n| canonical(n))
+            .map(str::to_owned)
+            .collect();
+        Some(PixelNames {
+            index,
+            names,
+            annotated,
+        })
     }
 }
 
@@ -224,8 +281,11 @@ impl PromptBatch {
             let target = shrink(|i| region.contains(item, i), side, low);
             let kind = rng.random_range(0..3);
             let with_mask = kind == 2;
-            let (coords, labels) =
-                if kind == 1 { region.noisy_box(side, n, rng) } else { region.random_points(side, n, rng) };
+            let (coords, labels) = if kind == 1 {
+                region.noisy_box(side, n, rng)
+            } else {
+                region.random_points(side, n, rng)
+            };
             self.coords.extend(coords);
             self.labels.extend(labels);
             if with_mask {
@@ -289,8 +349,9 @@ impl Region {
             (value + rng.random_range(-reach..reach)).clamp(0.0, side as f32)
         };
         let extent = [high[0] - low[0], high[1] - low[1]];
-        let corners: Vec<f32> =
-            [(low[0], 0), (low[1], 1), (high[0], 0), (high[1], 1)].map(|(v, axis)| jitter(v, extent[axis])).into();
+        let corners: Vec<f32> = [(low[0], 0), (low[1], 1), (high[0], 0), (high[1], 1)]
+            .map(|(v, axis)| jitter(v, extent[axis]))
+            .into();
         let mut coords = corners;
         coords.resize(2 * n, 0.0);
         let mut labels = vec![2.0, 3.0];
@@ -306,12 +367,18 @@ fn regions(item: &Item) -> Vec<Region> {
     let mut by_id: std::collections::BTreeMap<(bool, u16), Vec<u32>> = std::collections::BTreeMap::new();
     if let Some(names) = &item.names {
         for (i, &v) in names.index.iter().enumerate().filter(|(_, v)| **v > 1) {
-            by_id.entry((true, v)).or_default().push(u32::try_from(i).unwrap_or(u32::MAX));
+            by_id
+                .entry((true, v))
+                .or_default()
+                .push(u32::try_from(i).unwrap_or(u32::MAX));
         }
     }
     if let Some(segments) = &item.view.segments {
         for (i, &v) in segments.iter().enumerate().filter(|(_, v)| **v > 0) {
-            by_id.entry((false, v)).or_default().push(u32::try_from(i).unwrap_or(u32::MAX));
+            by_id
+                .entry((false, v))
+                .or_default()
+                .push(u32::try_from(i).unwrap_or(u32::MAX));
         }
     }
     let region = |((named, id), pixels): ((bool, u16), Vec<u32>)| Region {
@@ -319,7 +386,11 @@ fn regions(item: &Item) -> Vec<Region> {
         segment: (!named).then_some(id),
         pixels,
     };
-    by_id.into_iter().filter(|(_, p)| p.len() >= least).map(region).collect()
+    by_id
+        .into_iter()
+        .filter(|(_, p)| p.len() >= least)
+        .map(region)
+        .collect()
 }
 
 /// Share of set pixels per cell: `[side, side]` to `[low, low]`.
@@ -401,10 +472,16 @@ impl NameTargets {
         let (mut target, mut allowed) = (vec![0.0; rows * k], vec![0.0; rows * k]);
         for (b, item) in items.iter().enumerate() {
             let Some(pixel_names) = &item.names else { continue };
-            let column: Vec<usize> =
-                pixel_names.names.iter().map(|n| names.iter().position(|m| m == n).unwrap_or(0)).collect();
+            let column: Vec<usize> = pixel_names
+                .names
+                .iter()
+                .map(|n| names.iter().position(|m| m == n).unwrap_or(0))
+                .collect();
             let blocked = |name: &str| -> Vec<f32> {
-                names.iter().map(|n| if n != name && overlap(n, name) { -1e4 } else { 0.0 }).collect()
+                names
+                    .iter()
+                    .map(|n| if n != name && overlap(n, name) { -1e4 } else { 0.0 })
+                    .collect()
             };
             let by_name: Vec<Vec<f32>> = pixel_names.names.iter().map(|n| blocked(n)).collect();
             let known = |n: &String| n == BACKGROUND || pixel_names.annotated.contains(n);

@@ -17,7 +17,13 @@ pub fn weights(inventory: &Inventory, seed: u64) -> Weights {
         .enumerate()
         .map(|(i, (name, shape))| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(0x9E37_79B9).wrapping_add(i as u64));
-            (name.clone(), Values { shape: shape.clone(), data: values(name, shape, &mut rng) })
+            (
+                name.clone(),
+                Values {
+                    shape: shape.clone(),
+                    data: values(name, shape, &mut rng),
+                },
+            )
         })
         .collect()
 }
@@ -26,9 +32,17 @@ fn values(name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Vec<f32> {
     let count: usize = shape.iter().product();
     let mut random = |deviation: f32| (0..count).map(|_| normal(rng).clamp(-2.0, 2.0) * deviation).collect();
     let last = name.rsplit('.').next().unwrap_or(name);
-    let is_norm = ["norm", "ln_", ".neck.1", ".neck.3", "downscaling.1", "downscaling.4", "upscaling.1"]
-        .iter()
-        .any(|t| name.contains(t));
+    let is_norm = [
+        "norm",
+        "ln_",
+        ".neck.1",
+        ".neck.3",
+        "downscaling.1",
+        "downscaling.4",
+        "upscaling.1",
+    ]
+    .iter()
+    .any(|t| name.contains(t));
     if name == "logit_scale" {
         return vec![(1.0_f32 / 0.07).ln()]; // CLIP's own start
     }
@@ -41,11 +55,16 @@ fn values(name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Vec<f32> {
     if is_norm && shape.len() == 1 {
         return vec![1.0; count];
     }
-    let table = ["pos_embed", "rel_pos", "positional_embedding", "class_embedding"].iter().any(|t| name.contains(t));
+    let table = ["pos_embed", "rel_pos", "positional_embedding", "class_embedding"]
+        .iter()
+        .any(|t| name.contains(t));
     if table || shape.len() == 1 {
         return random(0.02);
     }
-    if ["token", "point_embed", "not_a_point", "no_mask"].iter().any(|t| name.contains(t)) {
+    if ["token", "point_embed", "not_a_point", "no_mask"]
+        .iter()
+        .any(|t| name.contains(t))
+    {
         return random(if name == "token_embedding.weight" { 0.1 } else { 0.5 });
     }
     // CLIP's projections are [in, out]; transposed convolutions [in, out, 2, 2]; all others [out, in, ..].

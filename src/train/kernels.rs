@@ -63,12 +63,19 @@ pub trait Kernels: Backend {
         let g = geometry;
         let (ph, pw) = (g.height + 2 * g.padding, g.width + 2 * g.padding);
         let device = x.device();
-        let zeros = Self::float_zeros(Shape::from(vec![g.batch, g.channels, ph, pw]), &device, burn_backend::FloatDType::F32);
+        let zeros = Self::float_zeros(
+            Shape::from(vec![g.batch, g.channels, ph, pw]),
+            &device,
+            burn_backend::FloatDType::F32,
+        );
         let inside = [g.all(g.batch), g.all(g.channels), g.inner(g.height), g.inner(g.width)];
         let padded = Self::float_slice_assign(zeros, &inside, x);
         let taps = (0..g.kernel * g.kernel).map(|tap| {
             let part = Self::float_slice(padded.clone(), &g.tap(tap));
-            Self::float_reshape(part, Shape::from(vec![g.batch, g.channels, 1, g.out_height(), g.out_width()]))
+            Self::float_reshape(
+                part,
+                Shape::from(vec![g.batch, g.channels, 1, g.out_height(), g.out_width()]),
+            )
         });
         let columns = Self::float_cat(taps.collect(), 2); // [B, C, k·k, oh, ow]
         let columns = Self::float_permute(columns, &[0, 3, 4, 1, 2]);
@@ -90,7 +97,10 @@ pub trait Kernels: Backend {
             let before = Self::float_slice(sum.clone(), &g.tap(tap));
             sum = Self::float_slice_assign(sum, &g.tap(tap), Self::float_add(before, part));
         }
-        Self::float_slice(sum, &[g.all(g.batch), g.all(g.channels), g.inner(g.height), g.inner(g.width)])
+        Self::float_slice(
+            sum,
+            &[g.all(g.batch), g.all(g.channels), g.inner(g.height), g.inner(g.width)],
+        )
     }
 }
 
@@ -153,17 +163,33 @@ macro_rules! recorded {
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn softmax_last(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        recorded!(x, C, Softmax, (), (), |p, _a| B::softmax_last(p), true, |y, grad, _a| {
-            B::softmax_last_backward(y, grad)
-        })
+        recorded!(
+            x,
+            C,
+            Softmax,
+            (),
+            (),
+            |p, _a| B::softmax_last(p),
+            true,
+            |y, grad, _a| { B::softmax_last_backward(y, grad) }
+        )
     }
     fn standardise(x: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        recorded!(x, C, Standardise, epsilon, f32, |p, e| B::standardise(p, e), false, |x, grad, e| {
-            B::standardise_backward(x, grad, e)
-        })
+        recorded!(
+            x,
+            C,
+            Standardise,
+            epsilon,
+            f32,
+            |p, e| B::standardise(p, e),
+            false,
+            |x, grad, e| { B::standardise_backward(x, grad, e) }
+        )
     }
     fn gelu_erf(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        recorded!(x, C, Gelu, (), (), |p, _a| B::gelu_erf(p), false, |x, grad, _a| B::gelu_erf_backward(x, grad))
+        recorded!(x, C, Gelu, (), (), |p, _a| B::gelu_erf(p), false, |x, grad, _a| {
+            B::gelu_erf_backward(x, grad)
+        })
     }
     fn im2col(x: FloatTensor<Self>, geometry: Im2col) -> FloatTensor<Self> {
         #[derive(Debug)]

@@ -57,13 +57,21 @@ impl<'a> Recorder<'a> {
     /// A recorder whose graph holds `weights`, which were checked against the model's inventory.
     #[must_use]
     pub fn new(weights: &'a Weights, storage: Storage) -> Self {
-        Self { weights: Some(weights), storage, state: RefCell::default() }
+        Self {
+            weights: Some(weights),
+            storage,
+            state: RefCell::default(),
+        }
     }
 
     /// A recorder without values, for [`Recorder::inventory`] and [`Recorder::multiply_accumulates`].
     #[must_use]
     pub fn without_values() -> Recorder<'static> {
-        Recorder { weights: None, storage: Storage::Single, state: RefCell::default() }
+        Recorder {
+            weights: None,
+            storage: Storage::Single,
+            state: RefCell::default(),
+        }
     }
 
     /// Every weight the model asked for, with its shape.
@@ -81,15 +89,29 @@ impl<'a> Recorder<'a> {
     /// A graph input of `f32`.
     #[must_use]
     pub fn input(&self, name: &str, shape: &[usize]) -> Node {
-        self.state.borrow_mut().inputs.push(value_info(name, DataType::Float, shape));
-        Node { name: name.into(), shape: shape.into(), weight: None }
+        self.state
+            .borrow_mut()
+            .inputs
+            .push(value_info(name, DataType::Float, shape));
+        Node {
+            name: name.into(),
+            shape: shape.into(),
+            weight: None,
+        }
     }
 
     /// The graph input `name [T, L]` of `i64` token ids.
     #[must_use]
     pub fn tokens(&self, name: &str, texts: usize, length: usize) -> Node {
-        self.state.borrow_mut().inputs.push(value_info(name, DataType::Int64, &[texts, length]));
-        Node { name: name.into(), shape: vec![texts, length], weight: None }
+        self.state
+            .borrow_mut()
+            .inputs
+            .push(value_info(name, DataType::Int64, &[texts, length]));
+        Node {
+            name: name.into(),
+            shape: vec![texts, length],
+            weight: None,
+        }
     }
 
     /// The graph as an ONNX file with the named outputs; nodes and initialisers that no output needs are left out.
@@ -105,10 +127,24 @@ impl<'a> Recorder<'a> {
                 ..NodeProto::default()
             });
         }
+<<<<<<< HEAD
         drop_unread(&mut state.nodes, &outputs.iter().map(|(name, _)| *name).collect::<Vec<_>>());
         let read: BTreeSet<&String> = state.nodes.iter().flat_map(|n| &n.input).collect();
         let initializer = state.initializers.into_iter().filter(|(name, _)| read.contains(name)).map(|(_, t)| t).collect();
         let output = outputs.iter().map(|(name, node)| value_info(name, DataType::Float, &node.shape)).collect();
+=======
+        let read: std::collections::BTreeSet<&String> = state.nodes.iter().flat_map(|n| &n.input).collect();
+        let initializer = state
+            .initializers
+            .into_iter()
+            .filter(|(name, _)| read.contains(name))
+            .map(|(_, t)| t)
+            .collect();
+        let output = outputs
+            .iter()
+            .map(|(name, node)| value_info(name, DataType::Float, &node.shape))
+            .collect();
+>>>>>>> wt-data
         let graph = GraphProto {
             node: state.nodes,
             name: graph.into(),
@@ -119,7 +155,10 @@ impl<'a> Recorder<'a> {
         };
         let model = ModelProto {
             ir_version: 8,
-            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
+            opset_import: vec![OperatorSetIdProto {
+                domain: String::new(),
+                version: 17,
+            }],
             producer_name: "samclip train export".into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(graph),
@@ -140,7 +179,11 @@ impl<'a> Recorder<'a> {
             attribute: attributes,
             ..NodeProto::default()
         });
-        Node { name, shape, weight: None }
+        Node {
+            name,
+            shape,
+            weight: None,
+        }
     }
 
     fn unary(&self, op: &str, x: &Node) -> Node {
@@ -160,7 +203,13 @@ impl<'a> Recorder<'a> {
         }
         let name = format!("constant_{}", state.constants.len());
         let (_, dims, raw_data) = key.clone();
-        let tensor = TensorProto { dims, data_type: data_type as i32, raw_data, name: name.clone(), ..TensorProto::default() };
+        let tensor = TensorProto {
+            dims,
+            data_type: data_type as i32,
+            raw_data,
+            name: name.clone(),
+            ..TensorProto::default()
+        };
         state.initializers.insert(name.clone(), tensor);
         state.constants.insert(key, name.clone());
         name
@@ -181,15 +230,31 @@ impl<'a> Recorder<'a> {
         let fits = values.iter().all(|v| v.abs() < 6.0e4);
         let half = self.storage == Storage::Half && values.len() >= HALF_FROM && fits;
         if self.state.borrow().initializers.contains_key(name) {
-            return if half { format!("{name}.single") } else { name.to_owned() };
+            return if half {
+                format!("{name}.single")
+            } else {
+                name.to_owned()
+            };
         }
         let dims = shape.iter().map(|&d| d as i64).collect();
         let (data_type, raw_data) = if half {
-            (DataType::Float16, values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect())
+            (
+                DataType::Float16,
+                values
+                    .iter()
+                    .flat_map(|&v| half::f16::from_f32(v).to_le_bytes())
+                    .collect(),
+            )
         } else {
             (DataType::Float, values.iter().flat_map(|v| v.to_le_bytes()).collect())
         };
-        let tensor = TensorProto { dims, data_type: data_type as i32, raw_data, name: name.into(), ..TensorProto::default() };
+        let tensor = TensorProto {
+            dims,
+            data_type: data_type as i32,
+            raw_data,
+            name: name.into(),
+            ..TensorProto::default()
+        };
         let mut state = self.state.borrow_mut();
         state.initializers.insert(name.into(), tensor);
         if !half {
@@ -234,29 +299,48 @@ fn value_info(name: &str, data_type: DataType, shape: &[usize]) -> ValueInfoProt
             ..Dimension::default()
         })
         .collect();
-    let tensor = pb::type_proto::Tensor { elem_type: data_type as i32, shape: Some(pb::TensorShapeProto { dim }) };
+    let tensor = pb::type_proto::Tensor {
+        elem_type: data_type as i32,
+        shape: Some(pb::TensorShapeProto { dim }),
+    };
     let value = Some(pb::type_proto::Value::TensorType(tensor));
     ValueInfoProto {
         name: name.into(),
-        r#type: Some(TypeProto { value, ..TypeProto::default() }),
+        r#type: Some(TypeProto {
+            value,
+            ..TypeProto::default()
+        }),
         ..ValueInfoProto::default()
     }
 }
 
 fn attribute(name: &str, kind: AttributeType) -> AttributeProto {
-    AttributeProto { name: name.into(), r#type: kind as i32, ..AttributeProto::default() }
+    AttributeProto {
+        name: name.into(),
+        r#type: kind as i32,
+        ..AttributeProto::default()
+    }
 }
 
 fn integer(name: &str, value: i64) -> AttributeProto {
-    AttributeProto { i: value, ..attribute(name, AttributeType::Int) }
+    AttributeProto {
+        i: value,
+        ..attribute(name, AttributeType::Int)
+    }
 }
 
 fn integer_list(name: &str, values: &[usize]) -> AttributeProto {
-    AttributeProto { ints: values.iter().map(|&v| v as i64).collect(), ..attribute(name, AttributeType::Ints) }
+    AttributeProto {
+        ints: values.iter().map(|&v| v as i64).collect(),
+        ..attribute(name, AttributeType::Ints)
+    }
 }
 
 fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto { f: value, ..attribute(name, AttributeType::Float) }
+    AttributeProto {
+        f: value,
+        ..attribute(name, AttributeType::Float)
+    }
 }
 
 /// NumPy's broadcast of two shapes.
@@ -267,7 +351,9 @@ fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
 }
 
 fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    (0..values.len()).map(|i| values[(i % rows) * columns + i / rows]).collect()
+    (0..values.len())
+        .map(|i| values[(i % rows) * columns + i / rows])
+        .collect()
 }
 
 impl Ops for Recorder<'_> {
@@ -282,13 +368,21 @@ impl Ops for Recorder<'_> {
         self.state.borrow_mut().requested.insert(name.into(), shape.into());
         let values = self.weights.map(|w| w[name].data.clone());
         let placed = self.place(name, shape, values);
-        Node { name: placed, shape: shape.into(), weight: Some(name.into()) }
+        Node {
+            name: placed,
+            shape: shape.into(),
+            weight: Some(name.into()),
+        }
     }
 
     fn constant(&self, values: Vec<f32>, shape: &[usize]) -> Node {
         let dims = shape.iter().map(|&d| d as i64).collect();
         let raw = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Node { name: self.stored(DataType::Float, dims, raw), shape: shape.into(), weight: None }
+        Node {
+            name: self.stored(DataType::Float, dims, raw),
+            shape: shape.into(),
+            weight: None,
+        }
     }
 
     fn linear_with(&self, x: &Node, weight: &Node, bias: Option<&Node>) -> Node {
@@ -297,7 +391,11 @@ impl Ops for Recorder<'_> {
             (Some(name), Some(weights)) => {
                 let values = transposed(&weights[name].data, out, inner);
                 let name = self.place(&format!("{name}.transposed"), &[inner, out], Some(values));
-                Node { name, shape: vec![inner, out], weight: None }
+                Node {
+                    name,
+                    shape: vec![inner, out],
+                    weight: None,
+                }
             }
             _ => self.permute(weight, &[1, 0]),
         };
@@ -316,7 +414,10 @@ impl Ops for Recorder<'_> {
 
     fn conv2d(&self, x: &Node, name: &str, conv: Conv) -> Node {
         let [b, channels, h, w] = <[usize; 4]>::try_from(x.shape.clone()).expect("conv2d takes NCHW");
-        let weight = self.weight(&format!("{name}.weight"), &[conv.out, channels, conv.kernel, conv.kernel]);
+        let weight = self.weight(
+            &format!("{name}.weight"),
+            &[conv.out, channels, conv.kernel, conv.kernel],
+        );
         let bias = conv.bias.then(|| self.weight(&format!("{name}.bias"), &[conv.out]));
         let shape = vec![b, conv.out, conv.side(h), conv.side(w)];
         self.count(shape.iter().product::<usize>() * channels * conv.kernel * conv.kernel);
@@ -355,7 +456,12 @@ impl Ops for Recorder<'_> {
     }
 
     fn reshape(&self, x: &Node, shape: &[usize]) -> Node {
-        assert_eq!(x.shape.iter().product::<usize>(), shape.iter().product::<usize>(), "reshape {:?} to {shape:?}", x.shape);
+        assert_eq!(
+            x.shape.iter().product::<usize>(),
+            shape.iter().product::<usize>(),
+            "reshape {:?} to {shape:?}",
+            x.shape
+        );
         self.emit("Reshape", &[&x.name, &self.integers(shape)], shape.into(), Vec::new())
     }
 
@@ -387,7 +493,12 @@ impl Ops for Recorder<'_> {
         pads[rank + axis] = amount;
         let mut shape = x.shape.clone();
         shape[axis] += amount;
-        self.emit("Pad", &[&x.name, &self.integers(&pads), &self.scalar(0.0)], shape, Vec::new())
+        self.emit(
+            "Pad",
+            &[&x.name, &self.integers(&pads), &self.scalar(0.0)],
+            shape,
+            Vec::new(),
+        )
     }
 
     fn expand(&self, x: &Node, shape: &[usize]) -> Node {
@@ -400,7 +511,12 @@ impl Ops for Recorder<'_> {
     fn rows(&self, table: &Node, indices: &[usize]) -> Node {
         let mut shape = table.shape.clone();
         shape[0] = indices.len();
-        self.emit("Gather", &[&table.name, &self.integers(indices)], shape, vec![integer("axis", 0)])
+        self.emit(
+            "Gather",
+            &[&table.name, &self.integers(indices)],
+            shape,
+            vec![integer("axis", 0)],
+        )
     }
 
     fn softmax(&self, x: &Node) -> Node {
@@ -412,7 +528,12 @@ impl Ops for Recorder<'_> {
         let weight = self.weight(&format!("{name}.weight"), &[width]);
         let bias = self.weight(&format!("{name}.bias"), &[width]);
         let attributes = vec![integer("axis", -1), float("epsilon", epsilon)];
-        self.emit("LayerNormalization", &[&x.name, &weight.name, &bias.name], x.shape.clone(), attributes)
+        self.emit(
+            "LayerNormalization",
+            &[&x.name, &weight.name, &bias.name],
+            x.shape.clone(),
+            attributes,
+        )
     }
 
     fn gelu(&self, x: &Node) -> Node {
@@ -446,19 +567,34 @@ impl Ops for Recorder<'_> {
 
     fn equals(&self, x: &Node, value: f32) -> Node {
         let equal = self.emit("Equal", &[&x.name, &self.scalar(value)], x.shape.clone(), Vec::new());
-        self.emit("Cast", &[&equal.name], x.shape.clone(), vec![integer("to", DataType::Float as i64)])
+        self.emit(
+            "Cast",
+            &[&equal.name],
+            x.shape.clone(),
+            vec![integer("to", DataType::Float as i64)],
+        )
     }
 
     fn max(&self, x: &Node, axis: usize) -> Node {
         let mut shape = x.shape.clone();
         shape[axis] = 1;
-        self.emit("ReduceMax", &[&x.name], shape, vec![integer_list("axes", &[axis]), integer("keepdims", 1)])
+        self.emit(
+            "ReduceMax",
+            &[&x.name],
+            shape,
+            vec![integer_list("axes", &[axis]), integer("keepdims", 1)],
+        )
     }
 
     fn sum(&self, x: &Node, axis: usize) -> Node {
         let mut shape = x.shape.clone();
         shape[axis] = 1;
-        self.emit("ReduceSum", &[&x.name, &self.integers(&[axis])], shape, vec![integer("keepdims", 1)])
+        self.emit(
+            "ReduceSum",
+            &[&x.name, &self.integers(&[axis])],
+            shape,
+            vec![integer("keepdims", 1)],
+        )
     }
 
     fn embed(&self, table: &Node, tokens: &Node) -> Node {

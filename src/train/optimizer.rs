@@ -31,7 +31,13 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
     }
 }
 
@@ -57,7 +63,10 @@ pub fn global_norm(gradients: &Gradients) -> f32 {
 /// Whether weight decay applies: matrices and kernels, not tables of positions or single tokens.
 fn decays(name: &str, values: &Values) -> bool {
     let matrix = values.shape.iter().filter(|&&d| d > 1).count() >= 2;
-    matrix && !["pos_embed", "rel_pos", "positional_embedding", "token_embedding"].iter().any(|t| name.contains(t))
+    matrix
+        && !["pos_embed", "rel_pos", "positional_embedding", "token_embedding"]
+            .iter()
+            .any(|t| name.contains(t))
 }
 
 impl AdamW {
@@ -71,7 +80,11 @@ impl AdamW {
     ) -> f32 {
         self.step += 1;
         let norm = global_norm(gradients);
-        let clip = if norm > config.clip_norm { config.clip_norm / norm } else { 1.0 };
+        let clip = if norm > config.clip_norm {
+            config.clip_norm / norm
+        } else {
+            1.0
+        };
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // exact far beyond any run
         let t = self.step.min(1 << 24) as f32;
         let (bias1, bias2) = (1.0 - config.beta1.powf(t), 1.0 - config.beta2.powf(t));
@@ -79,8 +92,14 @@ impl AdamW {
             let values = weights.get_mut(name).expect("gradients belong to weights");
             let decay = if decays(name, values) { config.weight_decay } else { 0.0 };
             let rate = rate(name);
-            let first = self.first.entry(name.clone()).or_insert_with(|| vec![0.0; gradient.len()]);
-            let second = self.second.entry(name.clone()).or_insert_with(|| vec![0.0; gradient.len()]);
+            let first = self
+                .first
+                .entry(name.clone())
+                .or_insert_with(|| vec![0.0; gradient.len()]);
+            let second = self
+                .second
+                .entry(name.clone())
+                .or_insert_with(|| vec![0.0; gradient.len()]);
             for (((w, &g), m), v) in values.data.iter_mut().zip(gradient).zip(first).zip(second) {
                 let g = g * clip;
                 *m = config.beta1 * *m + (1.0 - config.beta1) * g;
@@ -97,7 +116,13 @@ impl AdamW {
     pub fn to_weights(&self) -> Weights {
         let named = |prefix: &'static str, map: &BTreeMap<String, Vec<f32>>| {
             let entry = move |(n, d): (&String, &Vec<f32>)| {
-                (format!("{prefix}.{n}"), Values { shape: vec![d.len()], data: d.clone() })
+                (
+                    format!("{prefix}.{n}"),
+                    Values {
+                        shape: vec![d.len()],
+                        data: d.clone(),
+                    },
+                )
             };
             map.iter().map(entry).collect::<Weights>()
         };
@@ -113,7 +138,11 @@ impl AdamW {
             let strip = |(n, v): (&String, &Values)| Some((n.strip_prefix(prefix)?.to_owned(), v.data.clone()));
             weights.iter().filter_map(strip).collect()
         };
-        Self { step, first: part("first."), second: part("second.") }
+        Self {
+            step,
+            first: part("first."),
+            second: part("second."),
+        }
     }
 }
 
@@ -122,7 +151,14 @@ mod tests {
     use super::*;
 
     fn one(value: f32) -> Weights {
-        [("w".to_owned(), Values { shape: vec![1], data: vec![value] })].into()
+        [(
+            "w".to_owned(),
+            Values {
+                shape: vec![1],
+                data: vec![value],
+            },
+        )]
+        .into()
     }
 
     #[test]
@@ -148,7 +184,15 @@ mod tests {
 
     #[test]
     fn only_matrices_decay() {
-        let matrix = |name: &str, shape: &[usize]| decays(name, &Values { shape: shape.into(), data: Vec::new() });
+        let matrix = |name: &str, shape: &[usize]| {
+            decays(
+                name,
+                &Values {
+                    shape: shape.into(),
+                    data: Vec::new(),
+                },
+            )
+        };
         assert!(matrix("blocks.0.attn.qkv.weight", &[9, 3]));
         assert!(!matrix("blocks.0.norm1.weight", &[3]));
         assert!(!matrix("image_encoder.pos_embed", &[1, 4, 4, 3]));

@@ -142,18 +142,30 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError`] names the file, the key, what was found and what is allowed.
     pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Io { path: path.into(), source })?;
-        let recipe: Self = toml::from_str(&text)
-            .map_err(|e| RecipeError::Syntax { path: path.into(), reason: e.to_string().trim_end().into() })?;
+        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Io {
+            path: path.into(),
+            source,
+        })?;
+        let recipe: Self = toml::from_str(&text).map_err(|e| RecipeError::Syntax {
+            path: path.into(),
+            reason: e.to_string().trim_end().into(),
+        })?;
         recipe.check(path)?;
         Ok(recipe)
     }
 
     fn check(&self, path: &Path) -> Result<(), RecipeError> {
         let sam = &self.sam;
-        let stem = 1_usize.checked_shl(u32::try_from(sam.stem.len()).unwrap_or(u32::MAX)).unwrap_or(0);
+        let stem = 1_usize
+            .checked_shl(u32::try_from(sam.stem.len()).unwrap_or(u32::MAX))
+            .unwrap_or(0);
         let rules: [(&'static str, bool, String, String); 9] = [
-            ("sam.patch_size", sam.patch_size == 16, sam.patch_size.to_string(), "16".into()),
+            (
+                "sam.patch_size",
+                sam.patch_size == 16,
+                sam.patch_size.to_string(),
+                "16".into(),
+            ),
             (
                 "sam.image_size",
                 sam.image_size >= 32 && sam.image_size.is_multiple_of(16),
@@ -184,7 +196,12 @@ impl Recipe {
                 self.text.vocab_size.to_string(),
                 format!("merges + 514 = {}", self.merges + 514),
             ),
-            ("text.context_length", self.text.context_length == 77, self.text.context_length.to_string(), "77".into()),
+            (
+                "text.context_length",
+                self.text.context_length == 77,
+                self.text.context_length.to_string(),
+                "77".into(),
+            ),
             (
                 "synth_share",
                 (0.0..=1.0).contains(&self.synth_share),
@@ -194,13 +211,21 @@ impl Recipe {
             (
                 "export.points",
                 self.export.points >= 3 && self.export.prompts > 0 && self.export.texts > 0,
-                format!("{} points, {} prompts, {} texts", self.export.points, self.export.prompts, self.export.texts),
+                format!(
+                    "{} points, {} prompts, {} texts",
+                    self.export.points, self.export.prompts, self.export.texts
+                ),
                 "at least 3 points, 1 prompt and 1 text".into(),
             ),
         ];
         for (what, holds, found, expected) in rules {
             if !holds {
-                return Err(RecipeError::Value { path: path.into(), what, found, expected });
+                return Err(RecipeError::Value {
+                    path: path.into(),
+                    what,
+                    found,
+                    expected,
+                });
             }
         }
         Ok(())

@@ -22,6 +22,9 @@ mod tests {
         assert!((warmup_cosine(9, 100, 10) - 1.0).abs() < 1e-6);
         assert!((warmup_cosine(55, 100, 10) - 0.505).abs() < 1e-3);
         assert!((warmup_cosine(100, 100, 10) - 0.01).abs() < 1e-6);
-        assert!((warmup_cosine(7, 7, 10) - 0.8).abs() < 1e-6, "a stage shorter than its warm-up");
+        assert!(
+            (warmup_cosine(7, 7, 10) - 0.8).abs() < 1e-6,
+            "a stage shorter than its warm-up"
+        );
     }
 }

@@ -9,8 +9,8 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use burn_autodiff::Autodiff;
-use burn_backend::{AutodiffBackend, BackendTypes, read_sync};
 use burn_backend::ops::FloatTensorOps;
+use burn_backend::{AutodiffBackend, BackendTypes, read_sync};
 use burn_flex::Flex;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -45,7 +45,9 @@ pub enum SessionError {
         expected: String,
     },
     /// The loss is not a number.
-    #[error("stage {stage}, step {step}: loss is {loss}; the last checkpoint is kept, lower learning_rate and run again")]
+    #[error(
+        "stage {stage}, step {step}: loss is {loss}; the last checkpoint is kept, lower learning_rate and run again"
+    )]
     NotFinite {
         /// The stage.
         stage: String,
@@ -115,8 +117,9 @@ impl Session {
             }
         }
         let step = field("step").parse().unwrap_or(0);
-        let (state, weights): (Weights, Weights) =
-            weights::read(&path)?.into_iter().partition(|(n, _)| n.starts_with("first.") || n.starts_with("second."));
+        let (state, weights): (Weights, Weights) = weights::read(&path)?
+            .into_iter()
+            .partition(|(n, _)| n.starts_with("first.") || n.starts_with("second."));
         session.weights = weights;
         session.optimizer = AdamW::from_weights(step, &state);
         Ok(session)
@@ -174,10 +177,16 @@ impl Session {
                 let started = Instant::now();
                 let (value, parts, gradients) = gradients(&self.weights, &rate, |graph| loss(graph, input));
                 if !value.is_finite() {
-                    return Err(SessionError::NotFinite { stage: self.name.clone(), step, loss: value });
+                    return Err(SessionError::NotFinite {
+                        stage: self.name.clone(),
+                        step,
+                        loss: value,
+                    });
                 }
                 let base = stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup);
-                let norm = self.optimizer.step(optimizer, &mut self.weights, &gradients, |name| base * rate(name));
+                let norm = self
+                    .optimizer
+                    .step(optimizer, &mut self.weights, &gradients, |name| base * rate(name));
                 log.compute += started.elapsed();
                 log.add(&parts);
                 progress.set_position(step + 1);
@@ -215,18 +224,27 @@ impl Log {
     }
 
     fn line(&self) -> String {
-        let mut line: Vec<String> =
-            self.parts.iter().map(|(name, (sum, count))| format!("{name} {:.3}", sum / *count as f32)).collect();
+        let mut line: Vec<String> = self
+            .parts
+            .iter()
+            .map(|(name, (sum, count))| format!("{name} {:.3}", sum / *count as f32))
+            .collect();
         let total = (self.input_wait + self.compute).as_secs_f64().max(1e-9);
-        line.push(format!("input wait {:.0} %", 100.0 * self.input_wait.as_secs_f64() / total));
+        line.push(format!(
+            "input wait {:.0} %",
+            100.0 * self.input_wait.as_secs_f64() / total
+        ));
         line.join(", ")
     }
 }
 
 fn progress_bar(name: &str, steps: u64, done: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {pos}/{len} {wide_bar} {eta} {msg}")
-        .expect("the template is constant");
-    let bar = ProgressBar::new(steps).with_style(style).with_prefix(name.to_owned()).with_position(done);
+    let style =
+        ProgressStyle::with_template("{prefix} {pos}/{len} {wide_bar} {eta} {msg}").expect("the template is constant");
+    let bar = ProgressBar::new(steps)
+        .with_style(style)
+        .with_prefix(name.to_owned())
+        .with_position(done);
     bar.reset_eta();
     bar
 }
@@ -240,7 +258,11 @@ pub fn gradients(
     let device = Default::default();
     let parameters = Graph::<Tape>::new(weights, device).parameters().clone();
     let parameters = parameters.into_iter().map(|(name, tensor)| {
-        let tensor = if rate(&name) > 0.0 { tensor.require_grad() } else { tensor };
+        let tensor = if rate(&name) > 0.0 {
+            tensor.require_grad()
+        } else {
+            tensor
+        };
         (name, tensor)
     });
     let graph = Graph::<Tape>::from_parameters(parameters.collect(), device);
@@ -258,4 +280,3 @@ pub fn gradients(
     }
     (value, parts, gradients)
 }
-

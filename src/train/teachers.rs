@@ -9,9 +9,9 @@ use rand::RngExt;
 
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::{Graph, TokenBatch};
+use crate::train::dataset::Sample;
 use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, view};
 use crate::train::dataset::names::canonical;
-use crate::train::dataset::Sample;
 use crate::train::feed::{Feed, PromptBatch, in_template};
 use crate::train::initial;
 use crate::train::loss::cross_entropy;
@@ -88,12 +88,24 @@ fn pair(feed: &Feed, sample: &Sample, side: usize, rng: &mut rand_chacha::ChaCha
         && let Some((region, name)) = named_region(feed, sample, rng)
     {
         let view = view(sample, region, side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
-        return Pair { pixels: view.pixels, text: in_template(&name, rng) };
+        return Pair {
+            pixels: view.pixels,
+            text: in_template(&name, rng),
+        };
     }
-    let text = feed.item(sample, 16, rng).text.or_else(|| named_region(feed, sample, rng).map(|(_, name)| name));
-    let ranges = Augmentation { scale: (0.6, 1.0), ..Augmentation::default() };
+    let text = feed
+        .item(sample, 16, rng)
+        .text
+        .or_else(|| named_region(feed, sample, rng).map(|(_, name)| name));
+    let ranges = Augmentation {
+        scale: (0.6, 1.0),
+        ..Augmentation::default()
+    };
     let view = augment(sample, side, &ranges, &CLIP_NORMALISATION, rng);
-    Pair { pixels: view.pixels, text: text.unwrap_or_else(|| "a photo".into()) }
+    Pair {
+        pixels: view.pixels,
+        text: text.unwrap_or_else(|| "a photo".into()),
+    }
 }
 
 /// Bounding box, a little widened, of one named part of a sample.
@@ -103,7 +115,12 @@ fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng)
     if let (false, Some(segments)) = (sample.regions.is_empty(), &sample.segments) {
         for (i, name) in sample.regions.iter().enumerate() {
             let id = i + 1;
-            let pixels = segments.ids.iter().enumerate().filter(|(_, v)| usize::from(**v) == id).map(|(p, _)| p);
+            let pixels = segments
+                .ids
+                .iter()
+                .enumerate()
+                .filter(|(_, v)| usize::from(**v) == id)
+                .map(|(p, _)| p);
             parts.push((name.clone(), pixels.collect()));
         }
     } else if let (Some(mask), Some(dataset)) = (&sample.mask, feed.dataset()) {
@@ -112,7 +129,12 @@ fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng)
         classes.dedup();
         for class in classes {
             if let Some(name) = dataset.names().name(class).and_then(canonical) {
-                let pixels = mask.classes.iter().enumerate().filter(|(_, v)| **v == class).map(|(p, _)| p);
+                let pixels = mask
+                    .classes
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, v)| **v == class)
+                    .map(|(p, _)| p);
                 parts.push((name.to_owned(), pixels.collect()));
             }
         }
@@ -169,12 +191,18 @@ pub fn clip(
         let tokens = tokenize(tokenizer, &texts).expect("texts are cut to 300 characters");
         (pixels, texts, tokens)
     };
-    session.run(stage, &recipe.optimizer, |_| 1.0, batch, |graph, (pixels, texts, tokens): (_, _, TokenBatch)| {
-        let image = graph.input(pixels, &[stage.batch, 3, side, side]);
-        let image = graph.unit_norm(&clip::encode_image(graph, &config, &image));
-        let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, false, &tokens);
-        contrastive(graph, &image, &graph.unit_norm(&text), &texts)
-    })?;
+    session.run(
+        stage,
+        &recipe.optimizer,
+        |_| 1.0,
+        batch,
+        |graph, (pixels, texts, tokens): (_, _, TokenBatch)| {
+            let image = graph.input(pixels, &[stage.batch, 3, side, side]);
+            let image = graph.unit_norm(&clip::encode_image(graph, &config, &image));
+            let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, false, &tokens);
+            contrastive(graph, &image, &graph.unit_norm(&text), &texts)
+        },
+    )?;
     // CLIP bounds its temperature at 1/100.
     if let Some(scale) = session.weights.get_mut("logit_scale") {
         scale.data[0] = scale.data[0].min(100.0_f32.ln());
@@ -202,7 +230,14 @@ fn contrastive(graph: &Graph<Tape>, image: &Tensor, text: &Tensor, texts: &[Stri
     let total = graph.reshape(&graph.scale(&graph.add(&by_image, &by_text), 0.5), &[1]);
     let values = graph.values(&logits);
     let best = |row: &[f32]| (0..b).max_by(|&i, &j| row[i].total_cmp(&row[j])).unwrap_or(0);
-    let right = values.chunks(b).enumerate().filter(|(i, row)| texts[best(row)] == texts[*i]).count();
-    let parts = vec![("clip", graph.values(&total)[0]), ("in-batch top-1", right as f32 / b as f32)];
+    let right = values
+        .chunks(b)
+        .enumerate()
+        .filter(|(i, row)| texts[best(row)] == texts[*i])
+        .count();
+    let parts = vec![
+        ("clip", graph.values(&total)[0]),
+        ("in-batch top-1", right as f32 / b as f32),
+    ];
     StepLoss { total, parts }
 }

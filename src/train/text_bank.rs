@@ -25,17 +25,29 @@ pub struct TextBank {
 /// # Errors
 /// [`TextError`] of the first text that is refused.
 pub fn tokenize(tokenizer: &Tokenizer, texts: &[String]) -> Result<TokenBatch, TextError> {
-    let rows = texts.iter().map(|t| tokenizer.encode(t)).collect::<Result<Vec<_>, _>>()?;
+    let rows = texts
+        .iter()
+        .map(|t| tokenizer.encode(t))
+        .collect::<Result<Vec<_>, _>>()?;
     let end = |row: &[u32; 77]| row.iter().position(|&id| id == tokenizer.end_of_text()).unwrap_or(76);
     let length = rows.iter().map(end).max().unwrap_or(0) + 1;
-    Ok(TokenBatch::new(rows.iter().flat_map(|row| row[..length].iter().copied()).collect(), length))
+    Ok(TokenBatch::new(
+        rows.iter().flat_map(|row| row[..length].iter().copied()).collect(),
+        length,
+    ))
 }
 
 impl TextBank {
     /// A bank over the text tower among `weights`, embedding into `dim` dimensions.
     #[must_use]
     pub fn new(weights: &Weights, config: &TextConfig, dim: usize, tokenizer: Tokenizer) -> Self {
-        Self { tower: Graph::new(weights, Default::default()), config: config.clone(), dim, tokenizer, cache: HashMap::new() }
+        Self {
+            tower: Graph::new(weights, Default::default()),
+            config: config.clone(),
+            dim,
+            tokenizer,
+            cache: HashMap::new(),
+        }
     }
 
     /// Unit-norm embedding `[D]` of a name.

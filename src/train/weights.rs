@@ -81,13 +81,18 @@ pub fn read(path: &Path) -> Result<Weights, WeightsError> {
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
-    move |source| WeightsError::Io { path: path.into(), source }
+    move |source| WeightsError::Io {
+        path: path.into(),
+        source,
+    }
 }
 
 fn read_safetensors(path: &Path) -> Result<Weights, WeightsError> {
     let bytes = std::fs::read(path).map_err(io(path))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|e| WeightsError::Damaged { path: path.into(), reason: e.to_string() })?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| WeightsError::Damaged {
+        path: path.into(),
+        reason: e.to_string(),
+    })?;
     let mut weights = Weights::new();
     for (name, view) in file.tensors() {
         let convert = |n: usize, f: &dyn Fn(&[u8]) -> f32| view.data().chunks_exact(n).map(f).collect::<Vec<f32>>();
@@ -97,9 +102,21 @@ fn read_safetensors(path: &Path) -> Result<Weights, WeightsError> {
             Dtype::BF16 => convert(2, &|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
             #[allow(clippy::cast_possible_truncation)] // weights are used in f32
             Dtype::F64 => convert(8, &|b| f64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32),
-            other => return Err(WeightsError::Type { path: path.into(), name, found: format!("{other:?}") }),
+            other => {
+                return Err(WeightsError::Type {
+                    path: path.into(),
+                    name,
+                    found: format!("{other:?}"),
+                });
+            }
         };
-        weights.insert(name, Values { shape: view.shape().to_vec(), data });
+        weights.insert(
+            name,
+            Values {
+                shape: view.shape().to_vec(),
+                data,
+            },
+        );
     }
     Ok(weights)
 }
@@ -107,7 +124,10 @@ fn read_safetensors(path: &Path) -> Result<Weights, WeightsError> {
 fn read_pytorch(path: &Path) -> Result<Weights, WeightsError> {
     use pytorch_reader::DType;
     std::fs::File::open(path).map_err(io(path))?;
-    let damaged = |reason: String| WeightsError::Damaged { path: path.into(), reason };
+    let damaged = |reason: String| WeightsError::Damaged {
+        path: path.into(),
+        reason,
+    };
     let reader = pytorch_reader::PytorchReader::new(path).map_err(|e| damaged(e.to_string()))?;
     let mut weights = Weights::new();
     for (name, tensor) in reader.into_tensors() {
@@ -136,7 +156,13 @@ fn read_pytorch(path: &Path) -> Result<Weights, WeightsError> {
                 _ => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
             })
             .collect();
-        weights.insert(name, Values { shape: tensor.shape().to_vec(), data });
+        weights.insert(
+            name,
+            Values {
+                shape: tensor.shape().to_vec(),
+                data,
+            },
+        );
     }
     if weights.is_empty() {
         return Err(damaged("it holds no tensors".into()));
@@ -152,7 +178,13 @@ fn read_pytorch(path: &Path) -> Result<Weights, WeightsError> {
 pub fn write(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>) -> Result<(), WeightsError> {
     let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = weights
         .iter()
-        .map(|(name, v)| (name.clone(), v.shape.clone(), v.data.iter().flat_map(|x| x.to_le_bytes()).collect()))
+        .map(|(name, v)| {
+            (
+                name.clone(),
+                v.shape.clone(),
+                v.data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            )
+        })
         .collect();
     let views = bytes.iter().map(|(name, shape, data)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), data).expect("values fill their shape");
@@ -161,7 +193,10 @@ pub fn write(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>
     let metadata = Some(metadata.clone().into_iter().collect());
     let partial = path.with_extension("partial");
     let written = safetensors::serialize_to_file(views, metadata, &partial);
-    written.map_err(|e| WeightsError::Io { path: partial.clone(), source: std::io::Error::other(e.to_string()) })?;
+    written.map_err(|e| WeightsError::Io {
+        path: partial.clone(),
+        source: std::io::Error::other(e.to_string()),
+    })?;
     std::fs::rename(&partial, path).map_err(io(path))
 }
 
@@ -171,8 +206,10 @@ pub fn write(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>
 /// [`WeightsError`] if the file cannot be read or is damaged.
 pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
     let bytes = std::fs::read(path).map_err(io(path))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes)
-        .map_err(|e| WeightsError::Damaged { path: path.into(), reason: e.to_string() })?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| WeightsError::Damaged {
+        path: path.into(),
+        reason: e.to_string(),
+    })?;
     Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
@@ -199,5 +236,8 @@ pub fn check(weights: &Weights, inventory: &Inventory, origin: &str) -> Result<(
     if differences.is_empty() {
         return Ok(());
     }
-    Err(WeightsError::Mismatch { origin: origin.into(), differences })
+    Err(WeightsError::Mismatch {
+        origin: origin.into(),
+        differences,
+    })
 }

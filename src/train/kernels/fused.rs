@@ -40,7 +40,10 @@ impl Im2col {
     /// `[B·oh·ow, C·k·k]`.
     #[must_use]
     pub fn columns_shape(&self) -> [usize; 2] {
-        [self.batch * self.out_height() * self.out_width(), self.channels * self.kernel * self.kernel]
+        [
+            self.batch * self.out_height() * self.out_width(),
+            self.channels * self.kernel * self.kernel,
+        ]
     }
     pub(super) fn all(&self, size: usize) -> Slice {
         Slice::new(0, Some(size as isize), 1)
@@ -51,10 +54,19 @@ impl Im2col {
     /// Where tap `tap` of the kernel reads in the padded image.
     pub(super) fn tap(&self, tap: usize) -> [Slice; 4] {
         let along = |start: usize, count: usize| {
-            Slice::new(start as isize, Some((start + (count - 1) * self.stride + 1) as isize), self.stride as isize)
+            Slice::new(
+                start as isize,
+                Some((start + (count - 1) * self.stride + 1) as isize),
+                self.stride as isize,
+            )
         };
         let (ky, kx) = (tap / self.kernel, tap % self.kernel);
-        [self.all(self.batch), self.all(self.channels), along(ky, self.out_height()), along(kx, self.out_width())]
+        [
+            self.all(self.batch),
+            self.all(self.channels),
+            along(ky, self.out_height()),
+            along(kx, self.out_width()),
+        ]
     }
     /// Input positions covered by output position `out` along one axis, as (tap, input) pairs.
     fn taps(&self, out: usize, size: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
@@ -85,11 +97,14 @@ fn by_rows(a: &FlexTensor, b: Option<&FlexTensor>, f: impl Fn(&[f32], &[f32], &m
     let b = b.as_ref().map_or(a, |b| b.storage::<f32>());
     let mut out = vec![0.0_f32; a.len()];
     let chunk = (BLOCK / width).max(1) * width;
-    out.par_chunks_mut(chunk).zip(a.par_chunks(chunk)).zip(b.par_chunks(chunk)).for_each(|((out, a), b)| {
-        for ((out, a), b) in out.chunks_mut(width).zip(a.chunks(width)).zip(b.chunks(width)) {
-            f(a, b, out);
-        }
-    });
+    out.par_chunks_mut(chunk)
+        .zip(a.par_chunks(chunk))
+        .zip(b.par_chunks(chunk))
+        .for_each(|((out, a), b)| {
+            for ((out, a), b) in out.chunks_mut(width).zip(a.chunks(width)).zip(b.chunks(width)) {
+                f(a, b, out);
+            }
+        });
     tensor(out, shape)
 }
 

@@ -62,7 +62,12 @@ impl Block {
         }
         let out = ops.matmul(&ops.softmax(&scores), &v); // [B·heads, N, d]
         let out = ops.permute(&ops.reshape(&out, &[b, heads, n, d]), &[0, 2, 1, 3]);
-        ops.linear(&ops.reshape(&out, &[b, h, w, c]), &format!("{prefix}.attn.proj"), c, true)
+        ops.linear(
+            &ops.reshape(&out, &[b, h, w, c]),
+            &format!("{prefix}.attn.proj"),
+            c,
+            true,
+        )
     }
 
     /// Adds `q·R_h` and `q·R_w` to the scores (`add_decomposed_rel_pos`).

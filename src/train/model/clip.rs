@@ -8,14 +8,26 @@ use crate::train::ops::{Conv, Ops};
 pub fn encode_image<O: Ops>(ops: &O, config: &ClipConfig, image: &O::Tensor) -> O::Tensor {
     let vision = &config.vision_cfg;
     let (width, p) = (vision.width, vision.patch_size);
-    let conv = Conv { out: width, kernel: p, stride: p, padding: 0, bias: false };
+    let conv = Conv {
+        out: width,
+        kernel: p,
+        stride: p,
+        padding: 0,
+        bias: false,
+    };
     let x = ops.conv2d(image, "visual.conv1", conv);
     let [b, _, h, w] = four(&ops.shape(&x));
     let n = h * w;
     let x = ops.permute(&ops.reshape(&x, &[b, width, n]), &[0, 2, 1]);
     let class = ops.reshape(&ops.weight("visual.class_embedding", &[width]), &[1, 1, width]);
     let x = ops.concat(&[ops.expand(&class, &[b, 1, width]), x], 1); // [B, 1+N, W]
-    let x = ops.add(&x, &ops.reshape(&ops.weight("visual.positional_embedding", &[n + 1, width]), &[1, n + 1, width]));
+    let x = ops.add(
+        &x,
+        &ops.reshape(
+            &ops.weight("visual.positional_embedding", &[n + 1, width]),
+            &[1, n + 1, width],
+        ),
+    );
     let mut x = ops.layer_norm(&x, "visual.ln_pre", 1e-5);
     let heads = width / vision.head_width;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small positive product
@@ -44,7 +56,11 @@ pub fn encode_text<O: Ops>(
     let x = ops.embed(&table, tokens); // [T, L, W]
     let [t, l] = [ops.shape(&x)[0], ops.shape(&x)[1]];
     let positions = ops.weight("positional_embedding", &[text.context_length, width]);
-    let positions = if l == text.context_length { positions } else { ops.slice(&positions, 0, 0, l) };
+    let positions = if l == text.context_length {
+        positions
+    } else {
+        ops.slice(&positions, 0, 0, l)
+    };
     let mut x = ops.add(&x, &ops.reshape(&positions, &[1, l, width]));
     let causal = (0..l * l).map(|i| if i % l > i / l { -1e9 } else { 0.0 }).collect();
     let causal = ops.constant(causal, &[1, 1, l, l]);
@@ -85,6 +101,10 @@ fn block<O: Ops>(
     let x = ops.add(x, &ops.linear(&out, &format!("{name}.attn.out_proj"), width, true));
     let hidden = ops.layer_norm(&x, &format!("{name}.ln_2"), 1e-5);
     let hidden = ops.linear(&hidden, &format!("{name}.mlp.c_fc"), mlp, true);
-    let hidden = if quick_gelu { ops.quick_gelu(&hidden) } else { ops.gelu(&hidden) };
+    let hidden = if quick_gelu {
+        ops.quick_gelu(&hidden)
+    } else {
+        ops.gelu(&hidden)
+    };
     ops.add(&x, &ops.linear(&hidden, &format!("{name}.mlp.c_proj"), width, true))
 }

@@ -1,8 +1,8 @@
 //! The CLIP head: transformer layers on the backbone's tokens, then per token LayerNorm and MLP into
 //! the text space; max-pooling over tokens gives the image embedding (paper section 3, appendix A).
 
-use super::attention::{Block, four};
 use super::MergedConfig;
+use super::attention::{Block, four};
 use crate::train::ops::Ops;
 
 /// Patch embeddings `[B, D, n, n]` and image embedding `[B, D]`, both of unit norm, from backbone

@@ -1,8 +1,8 @@
 //! SAM's image encoder (`modeling/image_encoder.py`): patch projection, positions, blocks, neck.
 
+use super::SamConfig;
 use super::attention::{Block, four};
 use super::position::bicubic_matrix;
-use super::SamConfig;
 use crate::train::ops::{Conv, Ops};
 
 /// Backbone tokens `[B, g, g, E]` of normalised pixels `[B, 3, S, S]`; S may differ from the native
@@ -19,12 +19,24 @@ pub fn tokens<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor) -> O::Tens
 pub fn embed_patches<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor) -> O::Tensor {
     let x = if config.stem.is_empty() {
         let p = config.patch_size;
-        let conv = Conv { out: config.embed_dim, kernel: p, stride: p, padding: 0, bias: true };
+        let conv = Conv {
+            out: config.embed_dim,
+            kernel: p,
+            stride: p,
+            padding: 0,
+            bias: true,
+        };
         ops.conv2d(image, "image_encoder.patch_embed.proj", conv)
     } else {
         let mut x = image.clone();
         for (i, &out) in config.stem.iter().enumerate() {
-            let conv = Conv { out, kernel: 3, stride: 2, padding: 1, bias: true };
+            let conv = Conv {
+                out,
+                kernel: 3,
+                stride: 2,
+                padding: 1,
+                bias: true,
+            };
             x = ops.conv2d(&x, &format!("image_encoder.patch_embed.stem.{i}"), conv);
             if i + 1 < config.stem.len() {
                 x = ops.gelu(&ops.layer_norm_2d(&x, &format!("image_encoder.patch_embed.norm.{i}")));
@@ -69,8 +81,28 @@ pub fn block(config: &SamConfig, index: usize) -> Block {
 pub fn neck<O: Ops>(ops: &O, config: &SamConfig, tokens: &O::Tensor) -> O::Tensor {
     let x = ops.permute(tokens, &[0, 3, 1, 2]);
     let out = config.out_chans;
-    let x = ops.conv2d(&x, "image_encoder.neck.0", Conv { out, kernel: 1, stride: 1, padding: 0, bias: false });
+    let x = ops.conv2d(
+        &x,
+        "image_encoder.neck.0",
+        Conv {
+            out,
+            kernel: 1,
+            stride: 1,
+            padding: 0,
+            bias: false,
+        },
+    );
     let x = ops.layer_norm_2d(&x, "image_encoder.neck.1");
-    let x = ops.conv2d(&x, "image_encoder.neck.2", Conv { out, kernel: 3, stride: 1, padding: 1, bias: false });
+    let x = ops.conv2d(
+        &x,
+        "image_encoder.neck.2",
+        Conv {
+            out,
+            kernel: 3,
+            stride: 1,
+            padding: 1,
+            bias: false,
+        },
+    );
     ops.layer_norm_2d(&x, "image_encoder.neck.3")
 }

@@ -1,9 +1,9 @@
 //! SAM's mask decoder (`modeling/mask_decoder.py`, `modeling/transformer.py`), up to the low-resolution
 //! logits: upscaling and cropping belong to the host.
 
+use super::SamConfig;
 use super::attention::four;
 use super::prompt_encoder::{self, Prompts};
-use super::SamConfig;
 use crate::train::ops::Ops;
 
 /// Mask tokens: one for the single-mask output (index 0) and three for ambiguity.
@@ -110,7 +110,10 @@ fn two_way_transformer<O: Ops>(
         let out = attend(&format!("{p}.cross_attn_token_to_image"), &q, &k, &keys, c / 2);
         queries = norm(&ops.add(&queries, &out), 2);
         let hidden = ops.relu(&ops.linear(&queries, &format!("{p}.mlp.lin1"), config.decoder_mlp_dim, true));
-        queries = norm(&ops.add(&queries, &ops.linear(&hidden, &format!("{p}.mlp.lin2"), c, true)), 3);
+        queries = norm(
+            &ops.add(&queries, &ops.linear(&hidden, &format!("{p}.mlp.lin2"), c, true)),
+            3,
+        );
         let q = ops.add(&queries, tokens);
         let out = attend(&format!("{p}.cross_attn_image_to_token"), &k, &q, &queries, c / 2);
         keys = norm(&ops.add(&keys, &out), 4);

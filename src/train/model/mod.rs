@@ -165,7 +165,13 @@ impl ClipConfig {
                 head_width: 64,
                 mlp_ratio: 4.0,
             },
-            text_cfg: TextConfig { context_length: 77, vocab_size: 49408, width: 768, heads: 12, layers: 12 },
+            text_cfg: TextConfig {
+                context_length: 77,
+                vocab_size: 49408,
+                width: 768,
+                heads: 12,
+                layers: 12,
+            },
             quick_gelu: false,
         }
     }
@@ -202,7 +208,11 @@ pub fn encode<O: Ops>(ops: &O, config: &MergedConfig, image: &O::Tensor) -> Enco
     let tokens = encoder::tokens(ops, &config.sam, image); // [B, g, g, E]
     let image_embeddings = encoder::neck(ops, &config.sam, &tokens);
     let (patch_embeddings, image_embedding) = clip_head::embed(ops, config, &tokens);
-    EncoderOutputs { image_embeddings, patch_embeddings, image_embedding }
+    EncoderOutputs {
+        image_embeddings,
+        patch_embeddings,
+        image_embedding,
+    }
 }
 
 /// What a model part asks for, found by recording it without values.
@@ -224,7 +234,10 @@ pub mod inventory {
         let prompts = Prompts {
             coords: r.input("point_coords", &[1, 1, 2]),
             labels: r.input("point_labels", &[1, 1]),
-            mask: Some((r.input("mask_input", &[1, 1, 4 * g, 4 * g]), r.input("has_mask_input", &[1]))),
+            mask: Some((
+                r.input("mask_input", &[1, 1, 4 * g, 4 * g]),
+                r.input("has_mask_input", &[1]),
+            )),
         };
         let embeddings = r.input("image_embeddings", &[1, sam.out_chans, g, g]);
         let _ = decode(r, sam, &embeddings, &prompts);

@@ -19,7 +19,10 @@ pub struct Prompts<T> {
 
 /// Sparse embeddings `[Q, N, C]` and dense embeddings `[Q or 1, C, g, g]`.
 pub fn encode<O: Ops>(ops: &O, config: &SamConfig, prompts: &Prompts<O::Tensor>) -> (O::Tensor, O::Tensor) {
-    (sparse(ops, config, &prompts.coords, &prompts.labels), dense(ops, config, prompts.mask.as_ref()))
+    (
+        sparse(ops, config, &prompts.coords, &prompts.labels),
+        dense(ops, config, prompts.mask.as_ref()),
+    )
 }
 
 fn sparse<O: Ops>(ops: &O, config: &SamConfig, coords: &O::Tensor, labels: &O::Tensor) -> O::Tensor {
@@ -42,7 +45,10 @@ fn sparse<O: Ops>(ops: &O, config: &SamConfig, coords: &O::Tensor, labels: &O::T
 /// Random Fourier features `[.., C]` of coordinates `[.., 2]` in 0..1 (`PositionEmbeddingRandom`).
 fn fourier<O: Ops>(ops: &O, config: &SamConfig, unit: &O::Tensor) -> O::Tensor {
     let half = config.out_chans / 2;
-    let matrix = ops.weight("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", &[2, half]);
+    let matrix = ops.weight(
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        &[2, half],
+    );
     let centred = ops.shift(&ops.scale(unit, 2.0), -1.0);
     let shape = ops.shape(&centred);
     let flat: usize = shape[..shape.len() - 1].iter().product();
@@ -64,14 +70,27 @@ pub fn dense_positions<O: Ops>(ops: &O, config: &SamConfig) -> O::Tensor {
 
 fn dense<O: Ops>(ops: &O, config: &SamConfig, mask: Option<&(O::Tensor, O::Tensor)>) -> O::Tensor {
     let c = config.out_chans;
-    let none = ops.reshape(&ops.weight("prompt_encoder.no_mask_embed.weight", &[1, c]), &[1, c, 1, 1]);
+    let none = ops.reshape(
+        &ops.weight("prompt_encoder.no_mask_embed.weight", &[1, c]),
+        &[1, c, 1, 1],
+    );
     let Some((mask, present)) = mask else {
         let g = config.grid();
         return ops.expand(&none, &[1, c, g, g]);
     };
     let conv = |x: &O::Tensor, i: usize, out: usize, kernel: usize| {
         let name = format!("prompt_encoder.mask_downscaling.{i}");
-        ops.conv2d(x, &name, Conv { out, kernel, stride: kernel, padding: 0, bias: true })
+        ops.conv2d(
+            x,
+            &name,
+            Conv {
+                out,
+                kernel,
+                stride: kernel,
+                padding: 0,
+                bias: true,
+            },
+        )
     };
     let norm = |x: &O::Tensor, i: usize| ops.layer_norm_2d(x, &format!("prompt_encoder.mask_downscaling.{i}"));
     let x = ops.gelu(&norm(&conv(mask, 0, config.mask_in_chans / 4, 2), 1));
