@@ -180,26 +180,23 @@ impl Run {
 }
 
 fn read_stage(out: &Path, stage: &str) -> Result<weights::Weights, weights::WeightsError> {
-<<<<<<< HEAD
-    Ok(without_moments(weights::read(&out.join(format!("{stage}.safetensors")))?))
+    Ok(without_moments(weights::read(
+        &out.join(format!("{stage}.safetensors")),
+    )?))
 }
 
 /// A checkpoint's weights without the optimiser's state.
 fn without_moments(weights: weights::Weights) -> weights::Weights {
-    weights.into_iter().filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second.")).collect()
+    weights
+        .into_iter()
+        .filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second."))
+        .collect()
 }
 
 fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()> {
     let bundle = samclip::train::export::bundle(recipe, weights, Vec::new(), out)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
     Ok(())
-=======
-    let all = weights::read(&out.join(format!("{stage}.safetensors")))?;
-    Ok(all
-        .into_iter()
-        .filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second."))
-        .collect())
->>>>>>> wt-data
 }
 
 fn open_data(patterns: &[String]) -> Result<Dataset> {

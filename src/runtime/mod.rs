@@ -243,7 +243,9 @@ fn open_graph_ort(
     spec: &crate::contract::GraphSpec,
     options: &RuntimeOptions,
 ) -> Result<Box<dyn GraphSession>, RuntimeError> {
-    Ok(Box::new(ort_backend::Library::load(options)?.open(path, spec, options)?.session))
+    Ok(Box::new(
+        ort_backend::Library::load(options)?.open(path, spec, options)?.session,
+    ))
 }
 
 #[cfg(not(feature = "ort"))]

@@ -22,8 +22,18 @@ use crate::vision::query::{PromptRules, Queries, QueryError, mean_embedding, sco
 use crate::vision::refine::{RefineRules, semantic_logits};
 
 /// The classes of the table.
-pub const CLASSES: [&str; 10] =
-    ["building", "sky", "road", "car", "vegetation", "person", "window", "door", "horse", "grass"];
+pub const CLASSES: [&str; 10] = [
+    "building",
+    "sky",
+    "road",
+    "car",
+    "vegetation",
+    "person",
+    "window",
+    "door",
+    "horse",
+    "grass",
+];
 
 /// Why a measurement stopped.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +82,11 @@ impl Tally {
     #[must_use]
     pub fn iou(&self) -> f64 {
         let union = self.predicted + self.labelled - self.both;
-        if union == 0 { 0.0 } else { self.both as f64 / union as f64 }
+        if union == 0 {
+            0.0
+        } else {
+            self.both as f64 / union as f64
+        }
     }
 }
 
@@ -120,7 +134,10 @@ impl Semantic {
             self.photos, self.provider
         );
         for c in &self.classes {
-            let row = format!("| {} | {} | {:.3} | {:.3} | {:.3} |\n", c.name, c.photos, c.constant, c.clip_head, c.both_heads);
+            let row = format!(
+                "| {} | {} | {:.3} | {:.3} | {:.3} |\n",
+                c.name, c.photos, c.constant, c.clip_head, c.both_heads
+            );
             out.push_str(&row);
         }
         let [constant, clip, both] = self.means();
@@ -131,7 +148,9 @@ impl Semantic {
 
 /// Text embeddings of names: templates averaged and re-normalised, as the daemon does it.
 fn embed(engine: &mut runtime::Engine, tokenizer: &Tokenizer, name: &str, width: usize) -> Result<Vec<f32>, EvalError> {
-    let ids = TEMPLATES.iter().map(|t| Ok(tokenizer.encode(&t.replace("{}", name))?.to_vec()));
+    let ids = TEMPLATES
+        .iter()
+        .map(|t| Ok(tokenizer.encode(&t.replace("{}", name))?.to_vec()));
     let rows = engine.text.embed(&ids.collect::<Result<Vec<_>, TextError>>()?)?;
     Ok(mean_embedding(&rows.concat(), width)?)
 }
@@ -141,7 +160,9 @@ fn embed(engine: &mut runtime::Engine, tokenizer: &Tokenizer, name: &str, width:
 /// # Errors
 /// [`EvalError::Vocabulary`] or [`EvalError::Text`] if its merges cannot be read.
 pub fn tokenizer(bundle: &Bundle) -> Result<Tokenizer, EvalError> {
-    let Some(file) = bundle.manifest.vocabulary_file() else { return Ok(Tokenizer::standard()) };
+    let Some(file) = bundle.manifest.vocabulary_file() else {
+        return Ok(Tokenizer::standard());
+    };
     let path = bundle.dir.join(file);
     let text = std::fs::read_to_string(&path).map_err(|source| EvalError::Vocabulary { path, source })?;
     Ok(Tokenizer::from_merges(&text)?)
@@ -175,7 +196,10 @@ pub fn semantic(
     let (mut features, mut tallies) = (Features::default(), [[Tally::default(); CLASSES.len()]; 2]);
     let (mut photos, mut shown, mut pixels) = (0, [0; CLASSES.len()], 0_u64);
     let rules = RefineRules::default();
-    let with_mask = dataset.indices(part).into_iter().filter(|&i| dataset.samples()[i].mask.is_some());
+    let with_mask = dataset
+        .indices(part)
+        .into_iter()
+        .filter(|&i| dataset.samples()[i].mask.is_some());
     for index in with_mask.take(limit) {
         let sample = dataset.get(index)?;
         let truth = Truth::of(&sample, dataset.names());
@@ -191,7 +215,11 @@ pub fn semantic(
         let letterbox = preprocessor.run(&frame)?;
         engine.encoder.encode(preprocessor.tensor(), &mut features)?;
         let scores = score(&features, &queries, manifest, letterbox)?;
-        let prompts = scores.prompts(&PromptRules::default(), manifest.encoder.low_res_side(), manifest.decoder.points);
+        let prompts = scores.prompts(
+            &PromptRules::default(),
+            manifest.encoder.low_res_side(),
+            manifest.decoder.points,
+        );
         let decoded = engine.decoder.decode(&features, &prompts)?;
         let alone: Vec<Vec<f32>> = (0..CLASSES.len()).map(|q| scores.frame_logits(q)).collect();
         let both = (0..CLASSES.len()).map(|q| semantic_logits(&scores, q, &prompts, &decoded, &rules));
@@ -211,7 +239,11 @@ pub fn semantic(
         clip_head: tallies[0][i].iou(),
         both_heads: tallies[1][i].iou(),
     });
-    Ok(Semantic { photos, classes: classes.collect(), provider: engine.provider.clone() })
+    Ok(Semantic {
+        photos,
+        classes: classes.collect(),
+        provider: engine.provider.clone(),
+    })
 }
 
 /// What a pixel is labelled as.
@@ -237,12 +269,15 @@ impl Truth {
         let mask = whole_person(sample, names).or_else(|| sample.mask.clone());
         let table: Vec<Label> = (0..names.len())
             .map(|i| {
-                let Ok(index) = u8::try_from(i) else { return Label::Unknown };
+                let Ok(index) = u8::try_from(i) else {
+                    return Label::Unknown;
+                };
                 match names.name(index).map(|n| (n, canonical(n))) {
                     _ if index == ClassNames::BACKGROUND => Label::Background,
-                    Some((_, Some(name))) => {
-                        CLASSES.iter().position(|c| *c == name).map_or(Label::Other(index), Label::Class)
-                    }
+                    Some((_, Some(name))) => CLASSES
+                        .iter()
+                        .position(|c| *c == name)
+                        .map_or(Label::Other(index), Label::Class),
                     _ => Label::Unknown,
                 }
             })
@@ -297,21 +332,47 @@ mod tests {
         annotated[1] = true;
         let mut tolerated = vec![[false; CLASSES.len()]; 2];
         tolerated[1][4] = true;
-        Truth { label, annotated, tolerated }
+        Truth {
+            label,
+            annotated,
+            tolerated,
+        }
     }
 
     /// Logits that name `class` on every pixel, with `level`.
     fn everywhere(class: usize, level: f32, pixels: usize) -> Vec<Vec<f32>> {
-        (0..CLASSES.len()).map(|c| vec![if c == class { level } else { level - 5.0 }; pixels]).collect()
+        (0..CLASSES.len())
+            .map(|c| vec![if c == class { level } else { level - 5.0 }; pixels])
+            .collect()
     }
 
     #[test]
     fn right_wrong_and_ignored_pixels_are_counted_once() {
-        let labels = vec![Label::Class(1), Label::Class(0), Label::Unknown, Label::Background, Label::Other(1)];
+        let labels = vec![
+            Label::Class(1),
+            Label::Class(0),
+            Label::Unknown,
+            Label::Background,
+            Label::Other(1),
+        ];
         let mut tallies = [Tally::default(); CLASSES.len()];
         truth(labels).count(&everywhere(1, 1.0, 5), &mut tallies);
-        assert_eq!(tallies[1], Tally { both: 1, predicted: 4, labelled: 1 });
-        assert_eq!(tallies[0], Tally { both: 0, predicted: 0, labelled: 1 });
+        assert_eq!(
+            tallies[1],
+            Tally {
+                both: 1,
+                predicted: 4,
+                labelled: 1
+            }
+        );
+        assert_eq!(
+            tallies[0],
+            Tally {
+                both: 0,
+                predicted: 0,
+                labelled: 1
+            }
+        );
         assert!((tallies[1].iou() - 0.25).abs() < 1e-9);
     }
 
@@ -326,6 +387,13 @@ mod tests {
     fn a_pixel_below_a_half_has_no_name() {
         let mut tallies = [Tally::default(); CLASSES.len()];
         truth(vec![Label::Class(1)]).count(&everywhere(1, -0.1, 1), &mut tallies);
-        assert_eq!(tallies[1], Tally { both: 0, predicted: 0, labelled: 1 });
+        assert_eq!(
+            tallies[1],
+            Tally {
+                both: 0,
+                predicted: 0,
+                labelled: 1
+            }
+        );
     }
 }

@@ -46,7 +46,10 @@ const MERGES_FILE: &str = "merges.txt";
 pub fn bundle(recipe: &Recipe, weights: &Weights, sources: Vec<Source>, folder: &Path) -> Result<Bundle, ExportError> {
     let config = recipe.merged();
     weights::check(weights, &inventory::merged(&config), "the checkpoint")?;
-    std::fs::create_dir_all(folder).map_err(|source| ExportError::Io { path: folder.into(), source })?;
+    std::fs::create_dir_all(folder).map_err(|source| ExportError::Io {
+        path: folder.into(),
+        source,
+    })?;
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
         std::fs::write(&path, bytes).map_err(|source| ExportError::Io { path, source })
@@ -64,15 +67,26 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, sources: Vec<Source>, folder: 
         stride: config.sam.patch_size,
         neck_channels: config.sam.out_chans,
         embed_dim: config.clip_head.text_dim,
-        patch_grid: if grid > config.clip_head.max_grid { grid / 2 } else { grid },
+        patch_grid: if grid > config.clip_head.max_grid {
+            grid / 2
+        } else {
+            grid
+        },
         mean: NORMALISATION.mean,
         std: NORMALISATION.std,
     };
-    let decoder = DecoderSpec { prompts: recipe.export.prompts, points: recipe.export.points };
+    let decoder = DecoderSpec {
+        prompts: recipe.export.prompts,
+        points: recipe.export.points,
+    };
     let text = TextSpec {
         batch: recipe.export.texts,
         context: recipe.text.context_length,
-        vocabulary: if shortened { MERGES_FILE.into() } else { crate::contract::OPENAI_CLIP_VOCABULARY.into() },
+        vocabulary: if shortened {
+            MERGES_FILE.into()
+        } else {
+            crate::contract::OPENAI_CLIP_VOCABULARY.into()
+        },
         merges: shortened.then_some(recipe.merges),
     };
     let manifest = Manifest {
@@ -84,7 +98,10 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, sources: Vec<Source>, folder: 
         encoder,
         decoder,
         text,
-        calibration: Calibration { threshold: recipe.export.threshold, ..Calibration::default() },
+        calibration: Calibration {
+            threshold: recipe.export.threshold,
+            ..Calibration::default()
+        },
         precision: vec![Precision {
             name: "fp16-stored".into(),
             encoder: "encoder.onnx".into(),
@@ -125,7 +142,10 @@ fn decoder_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
     let prompts = Prompts {
         coords: recorder.input("point_coords", &[q, n, 2]),
         labels: recorder.input("point_labels", &[q, n]),
-        mask: Some((recorder.input("mask_input", &[q, 1, 4 * g, 4 * g]), recorder.input("has_mask_input", &[q]))),
+        mask: Some((
+            recorder.input("mask_input", &[q, 1, 4 * g, 4 * g]),
+            recorder.input("has_mask_input", &[q]),
+        )),
     };
     let (masks, iou) = mask_decoder::decode(&recorder, sam, &embeddings, &prompts);
     recorder.finish("mask_decoder", &[("low_res_logits", &masks), ("iou_predictions", &iou)])

@@ -46,7 +46,11 @@ pub fn mask_losses<O: Ops>(ops: &O, logits: &O::Tensor, target: &O::Tensor) -> M
     let focal = mean(ops, &ops.mul(&ops.mul(&alpha, &ops.mul(&miss, &miss)), &entropy));
     let overlap = ops.shift(&ops.scale(&ops.sum(&ops.mul(&p, target), axis), 2.0), 1.0);
     let total = ops.shift(&ops.add(&ops.sum(&p, axis), &ops.sum(target, axis)), 1.0);
-    MaskLosses { focal, entropy: mean(ops, &entropy), dice: one_minus(ops, &ops.div(&overlap, &total)) }
+    MaskLosses {
+        focal,
+        entropy: mean(ops, &entropy),
+        dice: one_minus(ops, &ops.div(&overlap, &total)),
+    }
 }
 
 /// Cross-entropy of logits `[R, K]` against weighted target distributions `[R, K]` (rows sum to the

@@ -127,13 +127,11 @@ impl<'a> Recorder<'a> {
                 ..NodeProto::default()
             });
         }
-<<<<<<< HEAD
-        drop_unread(&mut state.nodes, &outputs.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        drop_unread(
+            &mut state.nodes,
+            &outputs.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+        );
         let read: BTreeSet<&String> = state.nodes.iter().flat_map(|n| &n.input).collect();
-        let initializer = state.initializers.into_iter().filter(|(name, _)| read.contains(name)).map(|(_, t)| t).collect();
-        let output = outputs.iter().map(|(name, node)| value_info(name, DataType::Float, &node.shape)).collect();
-=======
-        let read: std::collections::BTreeSet<&String> = state.nodes.iter().flat_map(|n| &n.input).collect();
         let initializer = state
             .initializers
             .into_iter()
@@ -144,7 +142,6 @@ impl<'a> Recorder<'a> {
             .iter()
             .map(|(name, node)| value_info(name, DataType::Float, &node.shape))
             .collect();
->>>>>>> wt-data
         let graph = GraphProto {
             node: state.nodes,
             name: graph.into(),

@@ -4,13 +4,13 @@
 //! falls into the empty mask under them (measured: mask IoU 0.000 after 250 steps), so the recipe can put cross-entropy
 //! in focal's place. Of the three ambiguous masks only the best one learns, the single-mask output always does.
 
+use crate::train::autodiff::Graph;
 use crate::train::feed::PromptBatch;
 use crate::train::loss::{MaskLosses, mask_losses};
 use crate::train::model::prompt_encoder::Prompts;
 use crate::train::model::{SamConfig, mask_decoder};
 use crate::train::ops::Ops;
 use crate::train::recipe::LossWeights;
-use crate::train::autodiff::Graph;
 use crate::train::session::{Tape, Tensor};
 
 /// Runs the SAM head for `prompts` on image embeddings `[B, C, g, g]`: logits `[B·Q, 4, 4g, 4g]` and
@@ -48,9 +48,15 @@ pub fn loss(
     let pixels = 16 * sam.grid() * sam.grid();
     let (masks, iou) = decode(graph, sam, embeddings, prompts);
     let logits = graph.reshape(&masks, &[rows, 4, pixels]);
-    let target = graph.expand(&graph.input(prompts.target.clone(), &[rows, 1, pixels]), &[rows, 4, pixels]);
+    let target = graph.expand(
+        &graph.input(prompts.target.clone(), &[rows, 1, pixels]),
+        &[rows, 4, pixels],
+    );
     let MaskLosses { focal, entropy, dice } = mask_losses(graph, &logits, &target);
-    let pixelwise = graph.add(&graph.scale(&focal, weights.focal), &graph.scale(&entropy, weights.entropy));
+    let pixelwise = graph.add(
+        &graph.scale(&focal, weights.focal),
+        &graph.scale(&entropy, weights.entropy),
+    );
     let loss = graph.reshape(&graph.add(&pixelwise, &dice), &[rows, 4]);
     let single = graph.slice(&loss, 1, 0, 1);
     let best = graph.scale(&graph.max(&graph.scale(&graph.slice(&loss, 1, 1, 4), -1.0), 1), -1.0);
@@ -92,6 +98,10 @@ mod tests {
     fn iou_counts_pixels_above_the_thresholds() {
         let logits = [1.0, 1.0, -1.0, -1.0].repeat(4);
         assert_eq!(measured_iou(&logits, &[0.0, 1.0, 1.0, 0.2], 4), [1.0 / 3.0; 4]);
-        assert_eq!(measured_iou(&[-1.0; 8], &[0.0, 0.0], 2), [0.0; 4], "nothing found, nothing there");
+        assert_eq!(
+            measured_iou(&[-1.0; 8], &[0.0, 0.0], 2),
+            [0.0; 4],
+            "nothing found, nothing there"
+        );
     }
 }
