@@ -145,7 +145,7 @@ impl Run {
         let sam = teachers::sam(recipe, feed, out, identity)?;
         let clip = teachers::clip(recipe, feed, &self.tokenizer, out, identity)?;
         let text = TextBank::new(&clip, &recipe.text, recipe.clip_head.text_dim, self.tokenizer.clone());
-        Ok(distill::Teachers::new(&sam, &clip, text))
+        Ok(distill::Teachers::new(&sam, &clip, text, self.tokenizer.clone()))
     }
 
     fn probe(&self) -> Result<(distill::Teachers, weights::Weights)> {

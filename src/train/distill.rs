@@ -9,7 +9,10 @@ use std::path::Path;
 
 use burn_backend::ops::FloatTensorOps;
 use burn_flex::Flex;
+use rand::RngExt;
 
+use crate::text::templates::TEMPLATES;
+use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
 use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, upsample};
@@ -22,7 +25,7 @@ use crate::train::recipe::{Recipe, Stage};
 use crate::train::sam_loss;
 use crate::train::session::{Identity, Session, SessionError, StepLoss, Tape, Tensor};
 use crate::train::teachers::{CLIP_NORMALISATION, clip_config};
-use crate::train::text_bank::TextBank;
+use crate::train::text_bank::{TextBank, tokenize};
 use crate::train::weights::Weights;
 
 /// Stage numbers, for random streams.
@@ -35,17 +38,19 @@ pub struct Teachers {
     clip: Graph<Flex>,
     /// Text embeddings of names by the CLIP teacher's tower.
     pub text: TextBank,
+    tokenizer: Tokenizer,
 }
 
 impl Teachers {
     /// Teachers from their weights.
     #[must_use]
-    pub fn new(sam: &Weights, clip: &Weights, text: TextBank) -> Self {
+    pub fn new(sam: &Weights, clip: &Weights, text: TextBank, tokenizer: Tokenizer) -> Self {
         let device = Default::default();
         Self {
             sam: Graph::new(sam, device),
             clip: Graph::new(clip, device),
             text,
+            tokenizer,
         }
     }
 }
@@ -77,6 +82,7 @@ pub struct Input {
     teacher_pixels: Vec<f32>,
     prompts: PromptBatch,
     targets: NameTargets,
+    template: &'static str,
 }
 
 /// Grid of the region-text loss, in cells per patch and direction.
@@ -113,8 +119,10 @@ pub fn distill(
     identity: &Identity,
 ) -> Result<Weights, SessionError> {
     let slow = recipe.distill.backbone_rate;
+    let text = inventory::text(&recipe.text, recipe.clip_head.text_dim);
     let rate = |name: &str| match name {
         _ if name.starts_with("clip_head.") => 1.0,
+        _ if recipe.losses.train_text && text.contains_key(name) => 1.0,
         "logit_scale" if recipe.losses.region_text > 0.0 => 1.0,
         _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => slow,
         _ => 0.0,
@@ -150,6 +158,7 @@ fn run(
             teacher_pixels: Vec::new(),
             prompts: PromptBatch::default(),
             targets: NameTargets::default(),
+            template: TEMPLATES[feed.rng(number, step, stage.batch).random_range(0..TEMPLATES.len())],
         };
         for slot in 0..stage.batch {
             let mut rng = feed.rng(number, step, slot);
@@ -199,14 +208,7 @@ fn run(
 
         let mut scores = None;
         if recipe.losses.region_text > 0.0 {
-            let (loss, accuracy, logits) = region_text(
-                graph,
-                &patch_embeddings,
-                &input.targets,
-                teachers,
-                patches,
-                config.clip_head.text_dim,
-            );
+            let (loss, accuracy, logits) = region_text(graph, recipe, &patch_embeddings, &input, teachers, patches);
             parts.extend([("region-text", graph.values(&loss)[0]), ("cell accuracy", accuracy)]);
             total = graph.add(
                 &total,
@@ -237,21 +239,29 @@ fn run(
 /// best name is right; and the patch logits `[B, K, n²]` on the host.
 fn region_text(
     graph: &Graph<Tape>,
+    recipe: &Recipe,
     patch_embeddings: &Tensor,
-    targets: &NameTargets,
+    input: &Input,
     teachers: &mut Teachers,
     n: usize,
-    dim: usize,
 ) -> (Tensor, f32, Vec<f32>) {
+    let (targets, dim) = (&input.targets, recipe.clip_head.text_dim);
     let k = targets.names.len();
-    let mut table = Vec::with_capacity(k * dim);
-    for name in &targets.names {
-        table.extend_from_slice(teachers.text.embed(name).expect("class names are short"));
-    }
+    let table = if recipe.losses.train_text {
+        let texts: Vec<String> = targets.names.iter().map(|name| input.template.replace("{}", name)).collect();
+        let tokens = tokenize(&teachers.tokenizer, &texts).expect("class names are short");
+        graph.unit_norm(&clip::encode_text(graph, &recipe.text, dim, false, &tokens))
+    } else {
+        let mut table = Vec::with_capacity(k * dim);
+        for name in &targets.names {
+            table.extend_from_slice(teachers.text.embed(name).expect("class names are short"));
+        }
+        graph.input(table, &[k, dim])
+    };
     let b = graph.shape(patch_embeddings)[0];
     let scale = graph.reshape(&Tape::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
     let rows = graph.reshape(&graph.permute(patch_embeddings, &[0, 2, 3, 1]), &[b * n * n, dim]);
-    let logits = graph.matmul(&rows, &graph.permute(&graph.input(table, &[k, dim]), &[1, 0]));
+    let logits = graph.matmul(&rows, &graph.permute(&table, &[1, 0]));
     let logits = graph.mul(&logits, &scale); // [B·n², K]
     let coarse = graph.values(&logits);
     let cells = n * CELLS_PER_PATCH;
@@ -320,7 +330,7 @@ fn mix_teacher(prompts: &mut PromptBatch, teacher: &[f32], labelled: f32) {
 }
 
 /// Weight of each name in the region-text loss: the inverse root of its share of labelled pixels against the
-/// median, between 0.4 and 4, so that rare names are learnt and frequent ones do not drown them.
+/// median, between a half and 2, so that rare names are learnt and frequent ones do not drown them.
 fn name_weights(feed: &Feed) -> HashMap<String, f32> {
     use crate::train::dataset::names::canonical;
     use crate::train::dataset::{Split, split};
@@ -361,9 +371,9 @@ fn name_weights(feed: &Feed) -> HashMap<String, f32> {
     let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else {
         return HashMap::new();
     };
-    #[allow(clippy::cast_possible_truncation)] // clamped to 0.4..4
+    #[allow(clippy::cast_possible_truncation)] // clamped to 0.5..2
     counts
         .into_iter()
-        .map(|(name, n)| (name, (middle / n).sqrt().clamp(0.4, 4.0) as f32))
+        .map(|(name, n)| (name, (middle / n).sqrt().clamp(0.5, 2.0) as f32))
         .collect()
 }

@@ -140,7 +140,7 @@ impl Feed {
             fit,
             ..Augmentation::default()
         };
-        let whole = sample.info.source == "ccp" && rng.random_bool(0.6);
+        let whole = sample.info.source == "ccp" && rng.random_bool(0.85);
         let person = self
             .dataset
             .as_ref()
