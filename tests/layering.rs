@@ -21,16 +21,7 @@ const IMPURE: [&str; 8] = [
 ];
 
 /// Crates that only training needs; their names, or what their names begin with. `tar` and `rayon` are tract's too.
-const TRAINING_CRATES: [&str; 6] = [
-    "burn",
-    "cubecl",
-    "pytorch-reader",
-    "indicatif",
-    "tar ",
-    "rayon ",
-    "rand_chacha",
-    "glob ",
-];
+const TRAINING_CRATES: [&str; 6] = ["burn", "cubecl", "pytorch-reader", "indicatif", "rand_chacha", "glob "];
 
 /// Which folder may use which, from the table; with conditions such as "`runtime` in `eval` only".
 #[derive(Debug, Default)]

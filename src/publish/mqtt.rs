@@ -320,9 +320,7 @@ async fn receive(mut events: EventLoop, settings: &Settings, shared: &Shared) {
             Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
             Ok(_) => {}
             Err(error) => {
-                let mut state = shared.lock();
-                state.connected = false;
-                drop(state);
+                shared.lock().connected = false;
                 shared.changed.notify_all();
                 if reported {
                     debug!(broker, %error, "still no broker");
