@@ -71,7 +71,9 @@ impl Library {
                         *loaded = Some((path, environment));
                         break;
                     }
-                    Err(message) => tried.push(format!("{}: {message}", path.display())),
+                    // What is not there needs no explanation beyond its name.
+                    Err(_) if !path.is_file() => tried.push(path.display().to_string()),
+                    Err(message) => tried.push(format!("{} ({message})", path.display())),
                 }
             }
         }
@@ -84,7 +86,7 @@ impl Library {
                 })
             }
             None => Err(RuntimeError::NoLibrary {
-                tried: tried.join("; "),
+                tried: tried.join(", "),
             }),
         }
     }
