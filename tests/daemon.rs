@@ -27,7 +27,10 @@ fn collect(broker: SocketAddr, ready: &Sender<()>, last: impl Fn(&str, &[u8]) ->
     let started = Instant::now();
     let mut messages = Vec::new();
     for event in connection.iter() {
-        assert!(started.elapsed() < Duration::from_secs(60), "no last message among {messages:?}");
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "no last message among {messages:?}"
+        );
         match event {
             Ok(Event::Incoming(Packet::SubAck(_))) => ready.send(()).unwrap(),
             Ok(Event::Incoming(Packet::Publish(p))) => {
@@ -51,7 +54,13 @@ fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
     std::fs::create_dir(&frames).unwrap();
     for i in 0..5u32 {
         let red = |x: u32| (10 * i..10 * i + 50).contains(&x);
-        let picture = RgbImage::from_fn(131, 97, |x, _| if red(x) { Rgb([230, 20, 20]) } else { Rgb([230, 230, 20]) });
+        let picture = RgbImage::from_fn(131, 97, |x, _| {
+            if red(x) {
+                Rgb([230, 20, 20])
+            } else {
+                Rgb([230, 230, 20])
+            }
+        });
         picture.save(frames.join(format!("{i}.png"))).unwrap();
     }
     std::fs::write(frames.join("3-damaged.png"), b"\x89PNG\r\n\x1a\n").unwrap();
@@ -74,7 +83,13 @@ fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
         run(&config, &clock, &AtomicBool::new(false)).unwrap();
         messages.join().unwrap()
     });
-    let of = |topic: &str| messages.iter().filter(|m| m.0 == topic).map(|m| m.1.clone()).collect::<Vec<_>>();
+    let of = |topic: &str| {
+        messages
+            .iter()
+            .filter(|m| m.0 == topic)
+            .map(|m| m.1.clone())
+            .collect::<Vec<_>>()
+    };
     let frames = of("samclip/yard/frame");
     assert_eq!(frames.len(), 5, "{messages:?}");
     let schema = jsonschema::draft202012::new(&serde_json::from_str(FRAME_SCHEMA).unwrap()).unwrap();
@@ -95,7 +110,10 @@ fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
 fn the_demo_prints_publishes_and_writes_pictures() {
     let dir = tempfile::tempdir().unwrap();
     tiny::write(dir.path());
-    let options = RuntimeOptions { backend: Backend::Tract, ..RuntimeOptions::default() };
+    let options = RuntimeOptions {
+        backend: Backend::Tract,
+        ..RuntimeOptions::default()
+    };
     let mut pipeline = Pipeline::open(dir.path(), &options).unwrap();
     let options = DemoOptions {
         queries: vec!["red".into(), "blue".into()],
@@ -104,11 +122,27 @@ fn the_demo_prints_publishes_and_writes_pictures() {
         looped: false,
     };
     let mut table = Vec::new();
-    demo(&mut pipeline, &options, &SystemClock::new(), &AtomicBool::new(false), &mut table).unwrap();
+    demo(
+        &mut pipeline,
+        &options,
+        &SystemClock::new(),
+        &AtomicBool::new(false),
+        &mut table,
+    )
+    .unwrap();
     let table = String::from_utf8(table).unwrap();
-    for part in ["astronaut", "clip-02", "7 frames", "mosquitto_sub", "annotated pictures are in"] {
+    for part in [
+        "astronaut",
+        "clip-02",
+        "7 frames",
+        "mosquitto_sub",
+        "annotated pictures are in",
+    ] {
         assert!(table.contains(part), "{part} is missing in\n{table}");
     }
-    assert!(!table.contains("not published") && !table.contains("not all"), "{table}");
+    assert!(
+        !table.contains("not published") && !table.contains("not all"),
+        "{table}"
+    );
     assert_eq!(std::fs::read_dir(dir.path().join("out")).unwrap().count(), 7);
 }

@@ -147,13 +147,26 @@ impl ModelArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(if matches!(cli.command, Command::Run { .. }) { "info" } else { "warn" }));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new(if matches!(cli.command, Command::Run { .. }) {
+            "info"
+        } else {
+            "warn"
+        })
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "samclipd: {error:#}");
-            if error.is::<BadConfig>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+            if error.is::<BadConfig>() {
+                ExitCode::from(EX_CONFIG)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -162,7 +175,13 @@ fn run(command: Command) -> anyhow::Result<()> {
     let clock = SystemClock::new();
     let mut table = std::io::stdout();
     match command {
-        Command::Demo { model, queries, out, clip_frames, looped } => {
+        Command::Demo {
+            model,
+            queries,
+            out,
+            clip_frames,
+            looped,
+        } => {
             let standard = DemoOptions::default();
             let options = DemoOptions {
                 queries: if queries.is_empty() { standard.queries } else { queries },
@@ -173,9 +192,25 @@ fn run(command: Command) -> anyhow::Result<()> {
             let stop = stop_on_signal()?;
             demo(&mut model.open()?, &options, &clock, &stop, &mut table)
         }
-        Command::Segment { model, pictures, queries, out, threshold, rle } => {
-            let masks = MaskOutput { rle, ..MaskOutput::default() };
-            let options = SegmentOptions { pictures, queries, out, threshold, masks };
+        Command::Segment {
+            model,
+            pictures,
+            queries,
+            out,
+            threshold,
+            rle,
+        } => {
+            let masks = MaskOutput {
+                rle,
+                ..MaskOutput::default()
+            };
+            let options = SegmentOptions {
+                pictures,
+                queries,
+                out,
+                threshold,
+                masks,
+            };
             segment(&mut model.open()?, &options, &clock, &mut table)
         }
         Command::Run { config } => {
@@ -217,7 +252,10 @@ fn read_config(path: &Path) -> anyhow::Result<Config> {
 fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("signal handling")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("signal handling")?;
     let (mut interrupt, mut terminate) = {
         let _guard = runtime.enter();
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
@@ -251,7 +289,11 @@ fn list_cameras(table: &mut dyn Write) -> anyhow::Result<()> {
             Err(error) => writeln!(table, "  {error}")?,
             Ok(formats) => {
                 for format in formats {
-                    let note = if format.supported { "" } else { "  (not read by samclip)" };
+                    let note = if format.supported {
+                        ""
+                    } else {
+                        "  (not read by samclip)"
+                    };
                     writeln!(table, "  {}{note}  {}", format.four_cc, format.sizes.join(" "))?;
                 }
             }

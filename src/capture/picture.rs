@@ -40,7 +40,10 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Frame, String> {
         Some(ImageFormat::Png) => {
             // The end chunk: length 0, name, checksum. The decoder does not insist on it.
             if !bytes.windows(12).rev().any(|w| w == b"\0\0\0\0IEND\xae\x42\x60\x82") {
-                return Err(format!("PNG is cut short after {} bytes; copy the file again", bytes.len()));
+                return Err(format!(
+                    "PNG is cut short after {} bytes; copy the file again",
+                    bytes.len()
+                ));
             }
             decode_upright(bytes, ImageFormat::Png)?
         }

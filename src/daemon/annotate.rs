@@ -82,7 +82,11 @@ fn outline(rgb: &mut [u8], a: &Annotation<'_>, thickness: usize) {
     };
     for (i, pixel) in rgb.chunks_exact_mut(3).enumerate().take(width * height) {
         let (x, y) = (i % width, i / width);
-        let border = |d: isize| [(d, 0), (-d, 0), (0, d), (0, -d)].iter().any(|&(dx, dy)| !inside(x, y, dx, dy));
+        let border = |d: isize| {
+            [(d, 0), (-d, 0), (0, d), (0, -d)]
+                .iter()
+                .any(|&(dx, dy)| !inside(x, y, dx, dy))
+        };
         if a.mask.get(x, y) && (1..=thickness as isize).any(border) {
             pixel.copy_from_slice(&a.colour);
         }
@@ -112,19 +116,32 @@ fn label(rgb: &mut [u8], size: FrameSize, a: &Annotation<'_>, taken: &mut Vec<[u
     let x = bounds.x1.min(size.width().saturating_sub(w));
     let (low, high) = (bounds.y1, size.height().saturating_sub(h));
     // Above the thing, else inside its top, else further down.
-    let places = [low.saturating_sub(h)].into_iter().chain((0..40).map(|i| low + i * h)).map(|y| y.min(high));
+    let places = [low.saturating_sub(h)]
+        .into_iter()
+        .chain((0..40).map(|i| low + i * h))
+        .map(|y| y.min(high));
     let free = |y: &usize| {
-        !taken.iter().any(|t| x < t[2] && t[0] < x + w && *y < t[3] && t[1] < y + h)
+        !taken
+            .iter()
+            .any(|t| x < t[2] && t[0] < x + w && *y < t[3] && t[1] < y + h)
     };
     let y = places.clone().find(free).unwrap_or(low.min(high));
     taken.push([x, y, x + w, y + h]);
     // Text in whichever of black and white is further from the colour.
     let [r, g, b] = a.colour.map(u32::from);
-    let ink = if 299 * r + 587 * g + 114 * b > 140_000 { [0; 3] } else { [255; 3] };
+    let ink = if 299 * r + 587 * g + 114 * b > 140_000 {
+        [0; 3]
+    } else {
+        [255; 3]
+    };
     for py in y..(y + h).min(size.height()) {
         for px in x..(x + w).min(size.width()) {
             let text_at = (px.wrapping_sub(x + margin) / scale, py.wrapping_sub(y + margin) / scale);
-            let colour = if px >= x + margin && py >= y + margin && bitmap.get(text_at) { ink } else { a.colour };
+            let colour = if px >= x + margin && py >= y + margin && bitmap.get(text_at) {
+                ink
+            } else {
+                a.colour
+            };
             rgb[3 * (py * size.width() + px)..][..3].copy_from_slice(&colour);
         }
     }
@@ -139,7 +156,11 @@ struct Bitmap {
 
 impl Bitmap {
     fn new(width: usize, height: usize) -> Self {
-        Self { width, height, bits: vec![false; width * height] }
+        Self {
+            width,
+            height,
+            bits: vec![false; width * height],
+        }
     }
 
     fn get(&self, (x, y): (usize, usize)) -> bool {
@@ -179,7 +200,15 @@ mod tests {
         let pixels = (0..size.pixels()).map(|i| inside(i % size.width(), i / size.width()));
         let mask = BinaryMask::from_pixels(size, pixels);
         let mut rgb = vec![100; 3 * size.pixels()];
-        annotate(&mut rgb, size, &[Annotation { mask: &mask, label: label.into(), colour: [230, 25, 75] }]);
+        annotate(
+            &mut rgb,
+            size,
+            &[Annotation {
+                mask: &mask,
+                label: label.into(),
+                colour: [230, 25, 75],
+            }],
+        );
         rgb
     }
 
@@ -196,7 +225,11 @@ mod tests {
     #[test]
     fn the_label_stands_above_the_thing_and_holds_ink() {
         let rgb = drawn(301, 257, "person 0.83", |x, y| x >= 50 && y >= 100);
-        let ink = rgb.chunks_exact(3).enumerate().filter(|(_, p)| *p == [255; 3]).map(|(i, _)| (i % 301, i / 301));
+        let ink = rgb
+            .chunks_exact(3)
+            .enumerate()
+            .filter(|(_, p)| *p == [255; 3])
+            .map(|(i, _)| (i % 301, i / 301));
         let ink: Vec<_> = ink.collect();
         assert!(ink.len() > 200, "{}", ink.len());
         assert!(ink.iter().all(|&(x, y)| x >= 50 && (76..100).contains(&y)));
@@ -205,11 +238,17 @@ mod tests {
     #[test]
     fn labels_never_leave_the_frame_nor_cover_each_other() {
         for (w, h) in [(1, 1), (7, 300), (640, 9), (199, 201)] {
-            drawn(w, h, "a label that is much longer than the picture is wide", |_, _| true);
+            drawn(w, h, "a label that is much longer than the picture is wide", |_, _| {
+                true
+            });
         }
         let size = FrameSize::new(301, 257).unwrap();
         let mask = BinaryMask::from_pixels(size, std::iter::repeat_n(true, size.pixels()));
-        let one = |colour| Annotation { mask: &mask, label: "a".into(), colour };
+        let one = |colour| Annotation {
+            mask: &mask,
+            label: "a".into(),
+            colour,
+        };
         let mut rgb = vec![100; 3 * size.pixels()];
         annotate(&mut rgb, size, &[one([230, 25, 75]), one([0, 130, 255])]);
         let count = |c: [u8; 3]| rgb.chunks_exact(3).filter(|p| *p == c).count();

@@ -41,7 +41,9 @@ pub struct DemoOptions {
 
 impl Default for DemoOptions {
     fn default() -> Self {
-        let queries = ["person", "cat", "cup", "sky", "grass", "building", "road", "car", "tree"];
+        let queries = [
+            "person", "cat", "cup", "sky", "grass", "building", "road", "car", "tree",
+        ];
         Self {
             queries: queries.map(str::to_owned).to_vec(),
             out: std::env::temp_dir().join("samclip-demo"),
@@ -62,24 +64,47 @@ impl Outlet {
     fn connect(broker: &Broker, pipeline: &Pipeline) -> anyhow::Result<Self> {
         let topics = Topics::new(Topics::DEFAULT_PREFIX)?;
         let camera = CameraId::new("demo")?;
-        let queries = pipeline.queries().iter().map(|q| QueryId::new(&q.id)).collect::<Result<_, _>>()?;
+        let queries = pipeline
+            .queries()
+            .iter()
+            .map(|q| QueryId::new(&q.id))
+            .collect::<Result<_, _>>()?;
         let address = broker.address();
-        let settings = Settings::new(&address.ip().to_string(), address.port(), "samclipd-demo", topics.available());
-        Ok(Self { publisher: Publisher::start(settings)?, topics, camera, queries })
+        let settings = Settings::new(
+            &address.ip().to_string(),
+            address.port(),
+            "samclipd-demo",
+            topics.available(),
+        );
+        Ok(Self {
+            publisher: Publisher::start(settings)?,
+            topics,
+            camera,
+            queries,
+        })
     }
 
     fn send(&self, pipeline: &Pipeline, found: &Detections, clock: &dyn Clock) -> anyhow::Result<()> {
-        let message = frame_message(self.camera.as_str(), pipeline, found, clock.now(), MaskOutput::default())?;
-        self.publisher.publish(self.topics.frame(&self.camera), message.encode()?);
+        let message = frame_message(
+            self.camera.as_str(),
+            pipeline,
+            found,
+            clock.now(),
+            MaskOutput::default(),
+        )?;
+        self.publisher
+            .publish(self.topics.frame(&self.camera), message.encode()?);
         for (index, query) in self.queries.iter().enumerate() {
             let count = found.masks.iter().filter(|m| m.query == index).count();
-            self.publisher.publish(self.topics.count(&self.camera, query), count.to_string().into_bytes());
+            self.publisher
+                .publish(self.topics.count(&self.camera, query), count.to_string().into_bytes());
         }
         Ok(())
     }
 
     fn status(&self, status: DetectStatus) {
-        self.publisher.publish(self.topics.detect_status(&self.camera), status.as_str().into());
+        self.publisher
+            .publish(self.topics.detect_status(&self.camera), status.as_str().into());
     }
 }
 
@@ -105,10 +130,20 @@ pub fn demo(
     }
     let address = broker.address();
     writeln!(table, "looking for: {}", options.queries.join(", "))?;
-    let port = if address.port() == PORT { String::new() } else { format!(" -p {}", address.port()) };
-    writeln!(table, "built-in broker on {address}; in another terminal: mosquitto_sub{port} -t 'samclip/#' -v\n")?;
+    let port = if address.port() == PORT {
+        String::new()
+    } else {
+        format!(" -p {}", address.port())
+    };
+    writeln!(
+        table,
+        "built-in broker on {address}; in another terminal: mosquitto_sub{port} -t 'samclip/#' -v\n"
+    )?;
     if !outlet.publisher.wait_connected(PATIENCE) {
-        writeln!(table, "the built-in broker does not answer; frames are shown but not published")?;
+        writeln!(
+            table,
+            "the built-in broker does not answer; frames are shown but not published"
+        )?;
     }
     outlet.status(DetectStatus::Online);
     writeln!(table, "{TABLE_HEADER}")?;
@@ -119,8 +154,16 @@ pub fn demo(
     let sent = outlet.publisher.wait_sent(PATIENCE);
     let published = outlet.publisher.stats().sent;
     let stopped = outlet.publisher.stop(PATIENCE);
-    writeln!(table, "\n{frames} frames in {seconds:.1} s: {:.1} frames per second", frames as f64 / seconds.max(1e-6))?;
-    let complete = if sent && stopped { "" } else { ", not all of them acknowledged" };
+    writeln!(
+        table,
+        "\n{frames} frames in {seconds:.1} s: {:.1} frames per second",
+        frames as f64 / seconds.max(1e-6)
+    )?;
+    let complete = if sent && stopped {
+        ""
+    } else {
+        ", not all of them acknowledged"
+    };
     writeln!(table, "{published} messages published{complete}")?;
     writeln!(table, "annotated pictures are in {}", display(&options.out))?;
     Ok(())
@@ -141,7 +184,10 @@ fn play(
                 return Ok(shown);
             }
             let now = clock.now();
-            sample.frame.captured = CaptureTime { monotonic: now.monotonic, unix_micros: now.unix_micros };
+            sample.frame.captured = CaptureTime {
+                monotonic: now.monotonic,
+                unix_micros: now.unix_micros,
+            };
             sample.frame.sequence.0 = shown;
             let found = pipeline.run(&sample.frame)?;
             outlet.send(pipeline, &found, clock)?;
@@ -156,5 +202,8 @@ fn play(
 }
 
 fn display(path: &Path) -> String {
-    path.canonicalize().unwrap_or_else(|_| path.to_owned()).display().to_string()
+    path.canonicalize()
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
 }

@@ -35,8 +35,17 @@ impl<T> Latest<T> {
     #[must_use]
     pub fn new(count: usize) -> Self {
         let slots = std::iter::repeat_with(|| None).take(count).collect();
-        let state = State { slots, dropped: vec![0; count], next: 0, closed: false };
-        Self { state: Mutex::new(state), filled: Condvar::new(), emptied: Condvar::new() }
+        let state = State {
+            slots,
+            dropped: vec![0; count],
+            next: 0,
+            closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {

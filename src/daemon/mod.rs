@@ -6,8 +6,10 @@
 pub mod annotate;
 pub mod config;
 pub mod demo;
+mod health;
 pub mod latest;
 pub mod models;
+mod outlet;
 pub mod pictures;
 pub mod pipeline;
 pub mod report;

@@ -35,6 +35,10 @@ pub fn find_model(name: &str) -> Result<PathBuf, NoModel> {
     let found = places.iter().find(|place| place.join(MANIFEST_FILE).is_file());
     found.cloned().ok_or_else(|| NoModel {
         name: name.to_owned(),
-        places: places.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "),
+        places: places
+            .iter()
+            .map(|p| p.display().to_string())
+            .collect::<Vec<_>>()
+            .join(", "),
     })
 }

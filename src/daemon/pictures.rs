@@ -36,7 +36,10 @@ pub enum PictureError {
 /// # Errors
 /// [`PictureError::Io`].
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), PictureError> {
-    std::fs::write(path, bytes).map_err(|source| PictureError::Io { path: path.to_owned(), source })
+    std::fs::write(path, bytes).map_err(|source| PictureError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The last frame of the pipeline with its detections drawn on it, packed RGB.
@@ -46,7 +49,11 @@ pub fn annotated(pipeline: &Pipeline, found: &Detections) -> Vec<u8> {
     // Best score last, so that it is drawn on top.
     let annotations = found.masks.iter().rev().filter_map(|m| {
         let spec = pipeline.queries().get(m.query)?;
-        Some(Annotation { mask: &m.mask, label: format!("{} {:.2}", spec.id, m.score), colour: colour(m.query) })
+        Some(Annotation {
+            mask: &m.mask,
+            label: format!("{} {:.2}", spec.id, m.score),
+            colour: colour(m.query),
+        })
     });
     annotate(&mut rgb, found.size, &annotations.collect::<Vec<_>>());
     rgb
@@ -65,6 +72,9 @@ pub fn write_annotated(path: &Path, pipeline: &Pipeline, found: &Detections) -> 
     } else {
         JpegEncoder::new_with_quality(&mut bytes, 90).write_image(&rgb, width, height, ExtendedColorType::Rgb8)
     };
-    encoded.map_err(|e| PictureError::Encode { path: path.to_owned(), message: e.to_string() })?;
+    encoded.map_err(|e| PictureError::Encode {
+        path: path.to_owned(),
+        message: e.to_string(),
+    })?;
     write_file(path, &bytes)
 }

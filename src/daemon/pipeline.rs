@@ -35,14 +35,25 @@ impl QuerySpec {
         let mut id: String = text
             .chars()
             .take(40)
-            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            })
             .collect();
         while id.contains("--") {
             id = id.replace("--", "-");
         }
         let id = id.trim_matches('-');
         let id = if id.is_empty() { "query" } else { id };
-        Self { id: id.to_owned(), prompts: vec![text.to_owned()], threshold: None, min_area: 32 }
+        Self {
+            id: id.to_owned(),
+            prompts: vec![text.to_owned()],
+            threshold: None,
+            min_area: 32,
+        }
     }
 }
 
@@ -160,13 +171,21 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError`] if the vocabulary or a background prompt is refused.
     pub fn new(bundle: &Bundle, engine: Engine) -> Result<Self, PipelineError> {
-        let Engine { encoder, decoder, text, provider, notes } = engine;
+        let Engine {
+            encoder,
+            decoder,
+            text,
+            provider,
+            notes,
+        } = engine;
         let manifest = bundle.manifest.clone();
         let mut words = Words::new(bundle, text).map_err(PipelineError::Vocabulary)?;
         let embed = |text: &String| words.embed(text);
         let background = manifest.background.iter().map(embed).collect::<Result<Vec<_>, _>>();
-        let background =
-            background.map_err(|source| PipelineError::Words { id: "background".into(), source })?;
+        let background = background.map_err(|source| PipelineError::Words {
+            id: "background".into(),
+            source,
+        })?;
         let queries = Queries::new(manifest.encoder.embed_dim, &[], &background)?;
         Ok(Self {
             model: format!("{}@{}", manifest.name, bundle.id()),
@@ -182,7 +201,10 @@ impl Pipeline {
             queries,
             background,
             prompt_rules: PromptRules::default(),
-            refine_rules: RefineRules { min_area: 1, ..RefineRules::default() },
+            refine_rules: RefineRules {
+                min_area: 1,
+                ..RefineRules::default()
+            },
         })
     }
 
@@ -196,7 +218,10 @@ impl Pipeline {
             let embedding = self
                 .words
                 .embed_all(&spec.prompts)
-                .map_err(|source| PipelineError::Words { id: spec.id.clone(), source })?;
+                .map_err(|source| PipelineError::Words {
+                    id: spec.id.clone(),
+                    source,
+                })?;
             embedded.push((embedding, spec.threshold.unwrap_or(self.manifest.calibration.threshold)));
         }
         self.queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &self.background)?;
@@ -273,7 +298,14 @@ impl Pipeline {
         masks.retain(|m| self.specs.get(m.query).is_some_and(|s| m.mask.area() >= s.min_area));
         masks.sort_by(|a, b| b.score.total_cmp(&a.score));
         times.refine = lap();
-        Ok(Detections { size: frame.size, sequence: frame.sequence, captured: frame.captured, masks, best, times })
+        Ok(Detections {
+            size: frame.size,
+            sequence: frame.sequence,
+            captured: frame.captured,
+            masks,
+            best,
+            times,
+        })
     }
 }
 
@@ -283,7 +315,11 @@ mod tests {
 
     #[test]
     fn ids_are_made_of_the_text() {
-        for (text, id) in [("Hard hat, hi-vis", "hard-hat-hi-vis"), ("  person ", "person"), ("日本", "query")] {
+        for (text, id) in [
+            ("Hard hat, hi-vis", "hard-hat-hi-vis"),
+            ("  person ", "person"),
+            ("日本", "query"),
+        ] {
             assert_eq!(QuerySpec::from_text(text).id, id);
         }
     }

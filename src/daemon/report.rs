@@ -23,7 +23,11 @@ pub struct MaskOutput {
 
 impl Default for MaskOutput {
     fn default() -> Self {
-        Self { polygon: true, tolerance: 1.5, rle: false }
+        Self {
+            polygon: true,
+            tolerance: 1.5,
+            rle: false,
+        }
     }
 }
 
@@ -55,7 +59,9 @@ pub fn frame_message(
             bbox: [b.x1, b.y1, b.x2, b.y2].map(clip),
             area: m.mask.area() as u64,
             zones: Vec::new(),
-            polygon: output.polygon.then(|| rings(&m.mask).into_iter().map(|r| r.points).collect()),
+            polygon: output
+                .polygon
+                .then(|| rings(&m.mask).into_iter().map(|r| r.points).collect()),
             rle: output.rle.then(|| RleText {
                 size: [clip(found.size.height()), clip(found.size.width())],
                 counts: rle::encode(&m.mask),
@@ -83,7 +89,11 @@ pub fn frame_message(
 pub fn mask_png(mask: &BinaryMask) -> Result<Vec<u8>, png::EncodingError> {
     let (width, height) = (mask.size().width(), mask.size().height());
     let mut bits = vec![0u8; width.div_ceil(8) * height];
-    for (row, out) in mask.pixels().chunks_exact(width).zip(bits.chunks_exact_mut(width.div_ceil(8))) {
+    for (row, out) in mask
+        .pixels()
+        .chunks_exact(width)
+        .zip(bits.chunks_exact_mut(width.div_ceil(8)))
+    {
         for (x, _) in row.iter().enumerate().filter(|(_, p)| **p) {
             out[x / 8] |= 0x80 >> (x % 8);
         }
@@ -115,7 +125,9 @@ pub fn table_rows(frame: &str, pipeline: &Pipeline, found: &Detections) -> Strin
     let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
     let mut text = String::new();
     for m in &found.masks {
-        let (Some(spec), Some(b)) = (pipeline.queries().get(m.query), m.mask.bounding_box()) else { continue };
+        let (Some(spec), Some(b)) = (pipeline.queries().get(m.query), m.mask.bounding_box()) else {
+            continue;
+        };
         let area = 100.0 * m.mask.area() as f64 / found.size.pixels() as f64;
         let bounds = format!("{},{} {}x{}", b.x1, b.y1, b.x2 - b.x1, b.y2 - b.y1);
         let id: String = spec.id.chars().take(16).collect();
@@ -131,7 +143,11 @@ pub fn table_rows(frame: &str, pipeline: &Pipeline, found: &Detections) -> Strin
         let best = found.best.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
         let nearest = best.and_then(|(q, s)| Some(format!("best: {} {s:.2}", pipeline.queries().get(q)?.id)));
         let nothing = format!("nothing found ({})", nearest.unwrap_or_default());
-        let _ = writeln!(text, "{frame:<21} {nothing:<57} {:>5.0}", milliseconds(found.times.total()));
+        let _ = writeln!(
+            text,
+            "{frame:<21} {nothing:<57} {:>5.0}",
+            milliseconds(found.times.total())
+        );
     }
     text
 }
@@ -150,6 +166,10 @@ mod tests {
         let info = decoder.read_info().unwrap();
         assert_eq!((info.info().bit_depth, info.info().width), (png::BitDepth::One, 11));
         let grey = image::load_from_memory(&bytes).unwrap().into_luma8().into_raw();
-        assert!(grey.iter().zip(mask.pixels()).all(|(&g, &m)| (g == 255) == m && (g == 0) != m));
+        assert!(
+            grey.iter()
+                .zip(mask.pixels())
+                .all(|(&g, &m)| (g == 255) == m && (g == 0) != m)
+        );
     }
 }

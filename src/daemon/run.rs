@@ -1,6 +1,5 @@
 //! `samclipd run`: one thread per camera, one pipeline for all of them, messages out; keeps going whatever fails.
 
-use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,15 +8,16 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use crate::capture::{self, CaptureError, FrameSource, Scheme, SourceUri};
-use crate::clock::{Clock, Moment};
-use crate::message::payload::{CameraStats, DetectStatus, SCHEMA, StatsMessage};
-use crate::message::topic::{CameraId, QueryId, Topics};
-use crate::publish::mqtt::{Publisher, Settings};
+use crate::clock::Clock;
+use crate::message::payload::DetectStatus;
+use crate::message::topic::CameraId;
 use crate::runtime::{Backend, Provider, RuntimeOptions};
 use crate::vision::frame::Frame;
 
 use super::config::{self, Config};
+use super::health::Health;
 use super::latest::{Latest, Taken};
+use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline, QuerySpec};
 use super::report::{MaskOutput, frame_message};
 
@@ -29,9 +29,6 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Distance of two stats messages.
 const STATS_PERIOD: Duration = Duration::from_secs(10);
-
-/// How long the last messages may take when the daemon ends.
-const GRACE: Duration = Duration::from_secs(2);
 
 /// Parses the sources of all cameras, so that nothing is opened before the whole configuration is valid.
 ///
@@ -90,7 +87,12 @@ pub fn run(config: &Config, clock: &Arc<dyn Clock>, stop: &AtomicBool) -> anyhow
     for note in pipeline.notes() {
         info!(note, "runtime");
     }
-    info!(model = pipeline.model(), provider = pipeline.provider(), cameras = sources.len(), "started");
+    info!(
+        model = pipeline.model(),
+        provider = pipeline.provider(),
+        cameras = sources.len(),
+        "started"
+    );
     let outlet = Outlet::start(config)?;
     let latest = Latest::new(sources.len());
     let ended = std::thread::scope(|scope| {
@@ -220,7 +222,11 @@ fn serve(
         }
         let now = clock.now();
         if now.since(health.since) >= STATS_PERIOD {
-            outlet.stats(health.message(pipeline, config, latest, now, outlet.dropped()).encode()?);
+            outlet.stats(
+                health
+                    .message(pipeline, config, latest, now, outlet.dropped())
+                    .encode()?,
+            );
             health.restart(now);
         }
     }
@@ -232,140 +238,4 @@ fn log_detections(camera: &CameraId, pipeline: &Pipeline, found: &Detections) {
         let query = pipeline.queries().get(m.query).map_or("", |q| &q.id);
         debug!(%camera, seq = found.sequence.0, query, score = m.score, area = m.mask.area(), "detection");
     }
-}
-
-/// The publisher, if the configuration has one, with the topics of every camera.
-struct Outlet {
-    mqtt: Option<(Publisher, Topics)>,
-    cameras: Vec<CameraId>,
-    queries: Vec<QueryId>,
-}
-
-impl Outlet {
-    fn start(config: &Config) -> anyhow::Result<Self> {
-        let mqtt = match &config.mqtt {
-            None => None,
-            Some(mqtt) => {
-                let available = mqtt.topics.available();
-                let mut settings = Settings::new(&mqtt.host, mqtt.port, &mqtt.client_id, available);
-                settings.credentials = mqtt.read_credentials()?;
-                Some((Publisher::start(settings)?, mqtt.topics.clone()))
-            }
-        };
-        let cameras = config.cameras.iter().map(|c| c.id.clone()).collect();
-        let queries = config.queries.iter().map(|q| q.id.clone()).collect();
-        Ok(Self { mqtt, cameras, queries })
-    }
-
-    fn status(&self, slot: usize, status: DetectStatus) {
-        if let (Some((publisher, topics)), Some(camera)) = (&self.mqtt, self.cameras.get(slot)) {
-            publisher.publish(topics.detect_status(camera), status.as_str().into());
-        }
-    }
-
-    /// Sends the frame message, and the retained count of every query whose count changed.
-    fn frame(&self, slot: usize, message: &[u8], health: &mut Health, found: &Detections) {
-        let (Some((publisher, topics)), Some(camera)) = (&self.mqtt, self.cameras.get(slot)) else { return };
-        publisher.publish(topics.frame(camera), message.to_vec());
-        for (index, query) in self.queries.iter().enumerate() {
-            let count = found.masks.iter().filter(|m| m.query == index).count();
-            if health.counts.insert((slot, index), count) != Some(count) {
-                publisher.publish(topics.count(camera, query), count.to_string().into_bytes());
-            }
-        }
-    }
-
-    fn stats(&self, body: Vec<u8>) {
-        if let Some((publisher, topics)) = &self.mqtt {
-            publisher.publish(topics.stats(), body);
-        }
-    }
-
-    fn dropped(&self) -> u64 {
-        self.mqtt.as_ref().map_or(0, |(publisher, _)| publisher.stats().dropped)
-    }
-
-    fn stop(self) {
-        if let Some((publisher, _)) = self.mqtt
-            && !publisher.stop(GRACE)
-        {
-            warn!("the broker did not acknowledge the last messages");
-        }
-    }
-}
-
-/// Counters for the stats message.
-struct Health {
-    started: Moment,
-    since: Moment,
-    frames: Vec<u64>,
-    frames_in_period: Vec<u64>,
-    stages: BTreeMap<&'static str, Duration>,
-    counts: BTreeMap<(usize, usize), usize>,
-}
-
-impl Health {
-    fn new(now: Moment, cameras: usize) -> Self {
-        let zeros = vec![0; cameras];
-        Self {
-            started: now,
-            since: now,
-            frames: zeros.clone(),
-            frames_in_period: zeros,
-            stages: BTreeMap::new(),
-            counts: BTreeMap::new(),
-        }
-    }
-
-    fn count(&mut self, slot: usize, found: &Detections) {
-        self.frames[slot] += 1;
-        self.frames_in_period[slot] += 1;
-        for (stage, time) in found.times.by_name() {
-            *self.stages.entry(stage).or_default() += time;
-        }
-    }
-
-    fn restart(&mut self, now: Moment) {
-        self.since = now;
-        self.frames_in_period.fill(0);
-        self.stages.clear();
-    }
-
-    fn message(
-        &self,
-        pipeline: &Pipeline,
-        config: &Config,
-        latest: &Latest<Frame>,
-        now: Moment,
-        dropped_messages: u64,
-    ) -> StatsMessage {
-        let seconds = now.since(self.since).as_secs_f32().max(1e-3);
-        let all = self.frames_in_period.iter().sum::<u64>().max(1) as f32;
-        let camera = |(slot, camera): (usize, &config::Camera)| {
-            let stats = CameraStats {
-                fps: self.frames_in_period[slot] as f32 / seconds,
-                frames: self.frames[slot],
-                skipped: latest.dropped(slot),
-            };
-            (camera.id.to_string(), stats)
-        };
-        StatsMessage {
-            schema: SCHEMA.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            uptime_s: now.since(self.started).as_secs(),
-            model: pipeline.model().into(),
-            provider: pipeline.provider().into(),
-            memory_bytes: resident_bytes(),
-            dropped_messages,
-            cameras: config.cameras.iter().enumerate().map(camera).collect(),
-            stage_ms: self.stages.iter().map(|(s, t)| ((*s).to_owned(), t.as_secs_f32() * 1e3 / all)).collect(),
-        }
-    }
-}
-
-/// Resident memory of this process, where the kernel tells.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

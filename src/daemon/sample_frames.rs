@@ -42,7 +42,17 @@ pub enum SampleError {
 fn named(name: String, size: FrameSize, bytes: Vec<u8>, number: usize) -> NamedFrame {
     let (format, stride) = (PixelFormat::Rgb24, 3 * size.width());
     let sequence = Sequence(number as u64);
-    NamedFrame { name, frame: Frame { size, format, stride, bytes, sequence, captured: CaptureTime::default() } }
+    NamedFrame {
+        name,
+        frame: Frame {
+            size,
+            format,
+            stride,
+            bytes,
+            sequence,
+            captured: CaptureTime::default(),
+        },
+    }
 }
 
 /// The photos, the drawn scene, and `clip_frames` frames of the clip. Capture times are zero.
@@ -53,9 +63,16 @@ pub fn sample_frames(clip_frames: usize) -> Result<Vec<NamedFrame>, SampleError>
     let mut stills = Vec::new();
     for (name, bytes) in PHOTOS {
         let picture = image::load_from_memory(bytes)
-            .map_err(|e| SampleError::Photo { name, message: e.to_string() })?
+            .map_err(|e| SampleError::Photo {
+                name,
+                message: e.to_string(),
+            })?
             .into_rgb8();
-        stills.push((name, FrameSize::new(picture.width(), picture.height())?, picture.into_raw()));
+        stills.push((
+            name,
+            FrameSize::new(picture.width(), picture.height())?,
+            picture.into_raw(),
+        ));
     }
     let scene_size = FrameSize::new(640, 427)?;
     stills.push(("scene", scene_size, drawn_scene(scene_size)));
@@ -97,7 +114,9 @@ fn pan_and_zoom(
     let y = ((size.height() as f64 - height) * (0.5 - 0.3 * progress)) as usize;
     let window = FrameSize::new((width as u32).max(1), (height as u32).max(1))?;
     let rows = rgb.chunks_exact(3 * size.width()).skip(y).take(window.height());
-    let cropped: Vec<u8> = rows.flat_map(|row| row[3 * x..][..3 * window.width()].iter().copied()).collect();
+    let cropped: Vec<u8> = rows
+        .flat_map(|row| row[3 * x..][..3 * window.width()].iter().copied())
+        .collect();
     let mut out = Vec::new();
     Resizer::new(window, target).run(&cropped, &mut out);
     Ok(out)
@@ -123,7 +142,11 @@ fn scene_colour(x: f32, y: f32, aspect: f32) -> [f32; 3] {
     let disc = |cx: f32, cy: f32, r: f32| ((x - cx) * aspect).hypot(y - cy) < r;
     // From front to back; the first shape that covers the point wins.
     if disc(0.68, 0.87, 0.045) || disc(0.83, 0.87, 0.045) {
-        return if disc(0.68, 0.87, 0.02) || disc(0.83, 0.87, 0.02) { [150.0; 3] } else { [25.0; 3] };
+        return if disc(0.68, 0.87, 0.02) || disc(0.83, 0.87, 0.02) {
+            [150.0; 3]
+        } else {
+            [25.0; 3]
+        };
     }
     if inside(0.70, 0.725, 0.75, 0.775) || inside(0.765, 0.725, 0.815, 0.775) {
         return [170.0, 205.0, 225.0];
@@ -133,7 +156,11 @@ fn scene_colour(x: f32, y: f32, aspect: f32) -> [f32; 3] {
     }
     if (0.80..0.98).contains(&y) {
         let dash = (0.885..0.9).contains(&y) && (x * 9.0).fract() < 0.55;
-        return if dash { [225.0, 220.0, 200.0] } else { [92.0, 92.0, 96.0] };
+        return if dash {
+            [225.0, 220.0, 200.0]
+        } else {
+            [92.0, 92.0, 96.0]
+        };
     }
     if inside(0.36, 0.60, 0.43, 0.78) {
         return [110.0, 66.0, 38.0];
@@ -144,12 +171,22 @@ fn scene_colour(x: f32, y: f32, aspect: f32) -> [f32; 3] {
     }
     if inside(0.19, 0.44, 0.60, 0.78) {
         let brick = (y * 55.0).fract() < 0.12;
-        return if brick { [196.0, 168.0, 142.0] } else { [212.0, 186.0, 158.0] };
+        return if brick {
+            [196.0, 168.0, 142.0]
+        } else {
+            [212.0, 186.0, 158.0]
+        };
     }
     if (0.25..0.44).contains(&y) && (x - 0.395).abs() < 0.04 + (y - 0.25) * 1.0 {
         return [150.0, 62.0, 46.0];
     }
-    for (cx, cy, r) in [(0.09, 0.45, 0.13), (0.05, 0.55, 0.10), (0.13, 0.56, 0.11), (0.72, 0.50, 0.11), (0.78, 0.56, 0.09)] {
+    for (cx, cy, r) in [
+        (0.09, 0.45, 0.13),
+        (0.05, 0.55, 0.10),
+        (0.13, 0.56, 0.11),
+        (0.72, 0.50, 0.11),
+        (0.78, 0.56, 0.09),
+    ] {
         if disc(cx, cy, r) {
             let leaf = ((x * 310.0).sin() * (y * 270.0).cos() * 18.0) + (cy - y) * 90.0;
             return [46.0 + leaf, 104.0 + leaf, 40.0 + 0.5 * leaf];
@@ -185,7 +222,10 @@ mod tests {
             assert_eq!(f.frame.bytes.len(), 3 * f.frame.size.pixels(), "{}", f.name);
         }
         assert!(frames[4..].windows(2).all(|w| w[0].frame.bytes != w[1].frame.bytes));
-        assert_eq!((frames[3].name.as_str(), frames[12].name.as_str()), ("scene", "clip-08"));
+        assert_eq!(
+            (frames[3].name.as_str(), frames[12].name.as_str()),
+            ("scene", "clip-08")
+        );
         assert_eq!(frames[12].frame.sequence, Sequence(12));
         assert_eq!(sample_frames(0).unwrap().len(), 4);
     }

@@ -33,7 +33,10 @@ pub struct SegmentOptions {
 fn specs(options: &SegmentOptions) -> Vec<QuerySpec> {
     let mut used = HashSet::new();
     let unique = |text: &String| {
-        let mut spec = QuerySpec { threshold: options.threshold, ..QuerySpec::from_text(text) };
+        let mut spec = QuerySpec {
+            threshold: options.threshold,
+            ..QuerySpec::from_text(text)
+        };
         let base = spec.id.clone();
         let mut number = 2;
         while !used.insert(spec.id.clone()) {
@@ -47,7 +50,9 @@ fn specs(options: &SegmentOptions) -> Vec<QuerySpec> {
 
 /// File names of the results of one picture: its stem, with a number if an earlier one had the same.
 fn stem(picture: &Path, used: &mut HashSet<String>) -> String {
-    let base = picture.file_stem().map_or_else(|| "picture".into(), |s| s.to_string_lossy().into_owned());
+    let base = picture
+        .file_stem()
+        .map_or_else(|| "picture".into(), |s| s.to_string_lossy().into_owned());
     let mut name = base.clone();
     let mut number = 2;
     while !used.insert(name.clone()) {
@@ -86,7 +91,10 @@ pub fn segment(
             }
         };
         let now = clock.now();
-        frame.captured = CaptureTime { monotonic: now.monotonic, unix_micros: now.unix_micros };
+        frame.captured = CaptureTime {
+            monotonic: now.monotonic,
+            unix_micros: now.unix_micros,
+        };
         let found = pipeline.run(&frame).with_context(|| picture.display().to_string())?;
         let stem = stem(picture, &mut used);
         let path = |suffix: &str| options.out.join(format!("{stem}.{suffix}"));

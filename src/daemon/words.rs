@@ -53,7 +53,12 @@ impl Words {
                 Tokenizer::from_merges(&text)?
             }
         };
-        Ok(Self { tokenizer, encoder, width: bundle.manifest.encoder.embed_dim, known: HashMap::new() })
+        Ok(Self {
+            tokenizer,
+            encoder,
+            width: bundle.manifest.encoder.embed_dim,
+            known: HashMap::new(),
+        })
     }
 
     /// The unit-norm embedding `[D]` of one text.
@@ -71,7 +76,9 @@ impl Words {
             return Ok(known.clone());
         }
         // A sentence near the limit may pass it inside a template; the sentence alone is then what is embedded.
-        let filled = TEMPLATES.iter().filter_map(|t| self.tokenizer.encode(&fill(t, text)).ok());
+        let filled = TEMPLATES
+            .iter()
+            .filter_map(|t| self.tokenizer.encode(&fill(t, text)).ok());
         let mut ids: Vec<Vec<u32>> = filled.map(|ids| ids.to_vec()).collect();
         if ids.is_empty() {
             ids.push(self.tokenizer.encode(text)?.to_vec());

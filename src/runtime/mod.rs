@@ -17,7 +17,7 @@ use crate::vision::features::{FeatureError, Features};
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::DecodedPrompt;
 
-pub use graph::{GraphSession, Values};
+pub use graph::{GraphSession, TakeOutput, Values};
 pub use models::open_with;
 
 /// Runs the image encoder: once per frame.

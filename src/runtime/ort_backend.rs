@@ -14,7 +14,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::TensorRef;
 use tracing::debug;
 
-use super::graph::{GraphSession, Values, positions};
+use super::graph::{GraphSession, TakeOutput, Values, positions};
 use super::{Provider, RuntimeError, RuntimeOptions};
 use crate::contract::GraphSpec;
 
@@ -204,7 +204,7 @@ impl GraphSession for OrtSession {
         &mut self,
         spec: &GraphSpec,
         inputs: &[Values<'_>],
-        output: &mut dyn FnMut(usize, &[usize], &[f32]) -> Result<(), RuntimeError>,
+        output: &mut TakeOutput<'_>,
     ) -> Result<(), RuntimeError> {
         let graph = spec.graph.name();
         let failed = |error: ort::Error| RuntimeError::Run {
