@@ -1,1 +1,174 @@
-//! (module capture)
+//! Frames in: cameras, clips and pictures behind one trait.
+//!
+//! A source delivers [`Frame`]s in one of the layouts that [`crate::vision::pixels`] reads; compressed pictures are
+//! decoded here. Sources block; the daemon gives each its own thread. What is left out: scaling and colour conversion
+//! (`vision`) and what happens to frames nobody has time for (`daemon::latest`).
+
+mod directory;
+mod jpeg;
+mod picture;
+mod uri;
+#[cfg(feature = "v4l2")]
+mod v4l2;
+mod video_file;
+mod y4m;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, Moment};
+use crate::vision::frame::{CaptureTime, Frame};
+
+pub use picture::read_picture;
+pub use uri::{Scheme, SourceUri};
+#[cfg(feature = "v4l2")]
+pub use v4l2::{CameraFormat, CameraListing, list_cameras};
+
+/// A stream of frames.
+pub trait FrameSource: Send {
+    /// Waits for the next frame; `None` at the end of a source that does not loop.
+    ///
+    /// # Errors
+    /// [`CaptureError`]; the source may be dead afterwards and should be opened anew.
+    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError>;
+
+    /// What it is, for people: path, format, size.
+    fn description(&self) -> String;
+
+    /// Pictures or frames so far that could not be used or that the driver lost.
+    fn lost(&self) -> u64;
+}
+
+/// Why a source cannot be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The URI is not understood.
+    #[error("source {uri:?}: {message}")]
+    Uri {
+        /// The text given.
+        uri: String,
+        /// What was found and what is allowed.
+        message: String,
+    },
+    /// The system refuses.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// Which file or device.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A picture or clip is damaged or of an unknown kind.
+    #[error("{path}: {message}", path = path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What was found, and where.
+        message: String,
+    },
+    /// A camera offers no format that this program reads.
+    #[error("{path}: driver offers {found}; samclip needs one of {expected}", path = path.display())]
+    Format {
+        /// Which device.
+        path: PathBuf,
+        /// Formats of the driver.
+        found: String,
+        /// Formats of this program.
+        expected: String,
+    },
+    /// A camera is silent.
+    #[error("{path}: no frame for {seconds} s; the camera hangs or was unplugged", path = path.display())]
+    Timeout {
+        /// Which device.
+        path: PathBuf,
+        /// Seconds waited.
+        seconds: u64,
+    },
+    /// A directory holds no picture that can be read.
+    #[error("{path}: no readable picture (.png, .jpg, .jpeg), {skipped} damaged", path = path.display())]
+    NoPicture {
+        /// Which directory.
+        path: PathBuf,
+        /// Pictures that could not be read.
+        skipped: u64,
+    },
+    /// This build cannot open cameras.
+    #[error("source {uri:?}: this build has no camera support; rebuild with feature \"v4l2\"")]
+    NoCameras {
+        /// The text given.
+        uri: String,
+    },
+}
+
+/// Opens a source.
+///
+/// # Errors
+/// [`CaptureError`] if it does not exist or holds nothing that can be read.
+pub fn open(uri: &SourceUri, clock: Arc<dyn Clock>) -> Result<Box<dyn FrameSource>, CaptureError> {
+    match uri.scheme {
+        Scheme::Dir => Ok(Box::new(directory::Directory::open(uri, clock)?)),
+        Scheme::File => Ok(video_file::open(uri, clock)?),
+        #[cfg(feature = "v4l2")]
+        Scheme::V4l2 => Ok(Box::new(v4l2::Camera::open(uri, clock)?)),
+        #[cfg(not(feature = "v4l2"))]
+        Scheme::V4l2 => Err(CaptureError::NoCameras { uri: uri.text.clone() }),
+    }
+}
+
+fn capture_time(moment: Moment) -> CaptureTime {
+    CaptureTime {
+        monotonic: moment.monotonic,
+        unix_micros: moment.unix_micros,
+    }
+}
+
+/// Delivers frames of a file at a steady rate, or as fast as they are taken.
+struct Pace {
+    clock: Arc<dyn Clock>,
+    period: Option<Duration>,
+    due: Option<Moment>,
+}
+
+impl Pace {
+    fn new(clock: Arc<dyn Clock>, frames_per_second: Option<f32>) -> Self {
+        Self {
+            clock,
+            period: frames_per_second.map(|f| Duration::from_secs_f32(1.0 / f)),
+            due: None,
+        }
+    }
+
+    /// Waits until the next frame is due and returns that moment. A reader that is late is not made to catch up.
+    fn wait(&mut self) -> CaptureTime {
+        let now = self.clock.now();
+        let (Some(period), Some(last)) = (self.period, self.due) else {
+            self.due = Some(now);
+            return capture_time(now);
+        };
+        let early = period.saturating_sub(now.since(last));
+        if !early.is_zero() {
+            self.clock.sleep(early);
+        }
+        let now = self.clock.now();
+        self.due = Some(now);
+        capture_time(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SimulatedClock;
+
+    #[test]
+    fn frames_of_a_file_keep_their_distance() {
+        let clock = Arc::new(SimulatedClock::default());
+        let mut pace = Pace::new(clock.clone(), Some(4.0));
+        let times: Vec<_> = (0..3).map(|_| pace.wait().monotonic.as_millis()).collect();
+        assert_eq!(times, [0, 250, 500]);
+        clock.advance(Duration::from_secs(3));
+        assert_eq!(pace.wait().monotonic.as_millis(), 3500);
+    }
+}

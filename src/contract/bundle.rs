@@ -380,7 +380,8 @@ mod tests {
 
     #[test]
     fn impossible_values_are_refused_by_field() {
-        let cases: [(&str, fn(&mut Manifest)); 7] = [
+        type Spoil = fn(&mut Manifest);
+        let cases: [(&str, Spoil); 7] = [
             ("encoder.side", |m| m.encoder.side = 100),
             ("encoder.stride", |m| m.encoder.stride = 0),
             ("encoder.patch_grid", |m| m.encoder.patch_grid = 7),

@@ -8,6 +8,7 @@
 mod bundle;
 mod manifest;
 mod tensors;
+mod validate;
 
 pub use bundle::{Bundle, BundleError, MANIFEST_FILE, sha256_hex};
 pub use manifest::{

@@ -1,2 +1,19 @@
-//! (module daemon)
+//! The program: the only place that knows every part and puts them together.
+//!
+//! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
+//! [`run`] are three ways to feed it.
+
+pub mod annotate;
 pub mod config;
+pub mod demo;
+mod health;
+pub mod latest;
+pub mod models;
+mod outlet;
+pub mod pictures;
+pub mod pipeline;
+pub mod report;
+pub mod run;
+pub mod sample_frames;
+pub mod segment;
+pub mod words;

@@ -29,15 +29,14 @@ impl Values<'_> {
     }
 }
 
+/// Receives one output: its place in the manifest's order, its shape, its values.
+pub type TakeOutput<'a> = dyn FnMut(usize, &[usize], &[f32]) -> Result<(), RuntimeError> + 'a;
+
 /// What a back end does: takes every input in the manifest's order and hands out every output with its shape.
 pub trait GraphSession: Send {
     /// Runs once. `output` is called once per output, in the manifest's order, with shape and values.
-    fn run(
-        &mut self,
-        spec: &GraphSpec,
-        inputs: &[Values<'_>],
-        output: &mut dyn FnMut(usize, &[usize], &[f32]) -> Result<(), RuntimeError>,
-    ) -> Result<(), RuntimeError>;
+    fn run(&mut self, spec: &GraphSpec, inputs: &[Values<'_>], output: &mut TakeOutput<'_>)
+    -> Result<(), RuntimeError>;
 }
 
 /// A session and the boundary it must keep.

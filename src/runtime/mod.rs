@@ -17,7 +17,7 @@ use crate::vision::features::{FeatureError, Features};
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::DecodedPrompt;
 
-pub use graph::{GraphSession, Values};
+pub use graph::{GraphSession, TakeOutput, Values};
 pub use models::open_with;
 
 /// Runs the image encoder: once per frame.
@@ -179,7 +179,7 @@ pub enum RuntimeError {
     },
     /// ONNX Runtime's library was not found.
     #[error(
-        "no usable ONNX Runtime library: {tried}; set SAMCLIP_ORT_LIB to libonnxruntime.so 1.17 or newer, or use tract"
+        "no usable ONNX Runtime library among {tried}; set SAMCLIP_ORT_LIB to libonnxruntime.so 1.17 or newer, or use tract"
     )]
     NoLibrary {
         /// Every candidate and what became of it.

@@ -14,7 +14,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::TensorRef;
 use tracing::debug;
 
-use super::graph::{GraphSession, Values, positions};
+use super::graph::{GraphSession, TakeOutput, Values, positions};
 use super::{Provider, RuntimeError, RuntimeOptions};
 use crate::contract::GraphSpec;
 
@@ -71,7 +71,9 @@ impl Library {
                         *loaded = Some((path, environment));
                         break;
                     }
-                    Err(message) => tried.push(format!("{}: {message}", path.display())),
+                    // What is not there needs no explanation beyond its name.
+                    Err(_) if !path.is_file() => tried.push(path.display().to_string()),
+                    Err(message) => tried.push(format!("{} ({message})", path.display())),
                 }
             }
         }
@@ -84,7 +86,7 @@ impl Library {
                 })
             }
             None => Err(RuntimeError::NoLibrary {
-                tried: tried.join("; "),
+                tried: tried.join(", "),
             }),
         }
     }
@@ -202,7 +204,7 @@ impl GraphSession for OrtSession {
         &mut self,
         spec: &GraphSpec,
         inputs: &[Values<'_>],
-        output: &mut dyn FnMut(usize, &[usize], &[f32]) -> Result<(), RuntimeError>,
+        output: &mut TakeOutput<'_>,
     ) -> Result<(), RuntimeError> {
         let graph = spec.graph.name();
         let failed = |error: ort::Error| RuntimeError::Run {

@@ -7,7 +7,7 @@ use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::prelude::*;
 
 use super::RuntimeError;
-use super::graph::{GraphSession, Values, positions};
+use super::graph::{GraphSession, TakeOutput, Values, positions};
 use crate::contract::{Dtype, GraphSpec};
 
 /// A thread pool shared by the sessions of one engine.
@@ -81,7 +81,7 @@ impl GraphSession for TractSession {
         &mut self,
         spec: &GraphSpec,
         inputs: &[Values<'_>],
-        output: &mut dyn FnMut(usize, &[usize], &[f32]) -> Result<(), RuntimeError>,
+        output: &mut TakeOutput<'_>,
     ) -> Result<(), RuntimeError> {
         let failed = |error: TractError| RuntimeError::Run {
             graph: spec.graph.name(),

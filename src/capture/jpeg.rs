@@ -1,0 +1,130 @@
+//! Where one JPEG ends and the next begins, by its markers; and the fast decoder for motion JPEG.
+
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use crate::vision::geometry::FrameSize;
+
+/// What the bytes at the start of a buffer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// A whole JPEG of this many bytes.
+    Whole(usize),
+    /// The beginning of one; more bytes are needed.
+    Partial,
+    /// Not a JPEG; this many bytes can be dropped before looking again.
+    Garbage(usize),
+}
+
+/// Finds the end of the JPEG at the start of `bytes`, walking its segments so that thumbnails inside are skipped.
+pub(super) fn extent(bytes: &[u8]) -> Extent {
+    match bytes {
+        [] | [0xff] => return Extent::Partial,
+        [0xff, 0xd8, ..] => {}
+        _ => {
+            let next = bytes.windows(2).position(|w| w == [0xff, 0xd8]);
+            // A lone 0xff at the end may be the first half of a marker.
+            let keep = usize::from(bytes.last() == Some(&0xff));
+            return Extent::Garbage(next.unwrap_or(bytes.len() - keep));
+        }
+    }
+    let mut at = 2;
+    loop {
+        // Markers may be padded with 0xff; anything else between them is entropy-coded data.
+        let Some(step) = bytes[at..]
+            .windows(2)
+            .position(|w| w[0] == 0xff && !matches!(w[1], 0x00 | 0xff | 0xd0..=0xd7))
+        else {
+            return Extent::Partial;
+        };
+        let marker = bytes[at + step + 1];
+        at += step + 2;
+        match marker {
+            0xd9 => return Extent::Whole(at),
+            // A new start inside: the picture before was cut short.
+            0xd8 => return Extent::Garbage(at - 2),
+            0x01 => {}
+            _ => {
+                let Some(&[high, low]) = bytes.get(at..at + 2).and_then(|b| b.first_chunk()) else {
+                    return Extent::Partial;
+                };
+                let length = usize::from(u16::from_be_bytes([high, low])).max(2);
+                if at + length > bytes.len() {
+                    return Extent::Partial;
+                }
+                at += length;
+            }
+        }
+    }
+}
+
+/// Whether the bytes start with a JPEG that has its end marker.
+pub(super) fn is_complete(bytes: &[u8]) -> bool {
+    matches!(extent(bytes), Extent::Whole(_))
+}
+
+/// Decodes one picture of a motion JPEG stream to packed RGB.
+pub(super) fn decode(bytes: &[u8]) -> Result<(FrameSize, Vec<u8>), String> {
+    let options = DecoderOptions::default()
+        .jpeg_set_out_colorspace(ColorSpace::RGB)
+        .set_max_width(FrameSize::LARGEST_SIDE as usize)
+        .set_max_height(FrameSize::LARGEST_SIDE as usize);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let pixels = decoder.decode().map_err(|e| e.to_string())?;
+    let (width, height) = decoder.dimensions().ok_or("JPEG without a frame header")?;
+    let side = |s: usize| u32::try_from(s).unwrap_or(0);
+    let size = FrameSize::new(side(width), side(height)).map_err(|e| e.to_string())?;
+    if pixels.len() != 3 * size.pixels() {
+        return Err(format!(
+            "JPEG of {size} decodes to {} bytes, expected {}",
+            pixels.len(),
+            3 * size.pixels()
+        ));
+    }
+    Ok((size, pixels))
+}
+
+#[cfg(test)]
+mod tests {
+    use image::ImageFormat;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::capture::picture::tests::encoded;
+
+    #[test]
+    fn the_end_is_found_behind_a_thumbnail() {
+        let plain = encoded(16, 16, 50, ImageFormat::Jpeg);
+        let thumbnail = encoded(8, 8, 20, ImageFormat::Jpeg);
+        let mut whole = vec![0xff, 0xd8, 0xff, 0xe1];
+        whole.extend(u16::try_from(thumbnail.len() + 2).unwrap().to_be_bytes());
+        whole.extend(&thumbnail);
+        whole.extend(&plain[2..]);
+        let mut stream = whole.clone();
+        stream.extend(b"junk");
+        assert_eq!(extent(&stream), Extent::Whole(whole.len()));
+        assert_eq!(extent(&stream[whole.len()..]), Extent::Garbage(4));
+        assert_eq!(extent(&whole[..whole.len() - 1]), Extent::Partial);
+    }
+
+    #[test]
+    fn a_picture_cut_short_by_the_next_is_garbage() {
+        let one = encoded(16, 16, 50, ImageFormat::Jpeg);
+        let mut stream = one[..one.len() - 10].to_vec();
+        let cut = stream.len();
+        stream.extend(&one);
+        assert_eq!(extent(&stream), Extent::Garbage(cut));
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+            if let Extent::Whole(n) | Extent::Garbage(n) = extent(&bytes) {
+                prop_assert!(n <= bytes.len() && n > 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What a manifest must say before any file is opened.
+
+use super::manifest::{FORMAT_VERSION, Manifest};
+use super::{BundleError, GraphKind, GraphSpec};
+
+/// Largest accepted value of any size in the manifest: keeps products of sizes far from overflow.
+const LARGEST_SIZE: usize = 16_384;
+
+impl Manifest {
+    /// Checks every value that can be checked without opening a file.
+    ///
+    /// # Errors
+    /// The first impossible value, with what was found and what is allowed.
+    pub fn validate(&self) -> Result<(), BundleError> {
+        if self.format_version != FORMAT_VERSION {
+            return Err(BundleError::FormatVersion {
+                found: self.format_version.into(),
+            });
+        }
+        let e = &self.encoder;
+        for (field, size) in [
+            ("encoder.side", e.side),
+            ("encoder.stride", e.stride),
+            ("encoder.neck_channels", e.neck_channels),
+            ("encoder.embed_dim", e.embed_dim),
+            ("encoder.patch_grid", e.patch_grid),
+            ("decoder.prompts", self.decoder.prompts),
+            ("decoder.points", self.decoder.points),
+            ("text.batch", self.text.batch),
+            ("text.context", self.text.context),
+        ] {
+            check(field, size, (1..=LARGEST_SIZE).contains(&size), "1 to 16384")?;
+        }
+        check(
+            "name",
+            &self.name,
+            !self.name.trim().is_empty() && self.name.len() <= 100,
+            "1 to 100 characters",
+        )?;
+        check(
+            "encoder.side",
+            e.side,
+            e.side.is_multiple_of(e.stride),
+            "a multiple of the stride",
+        )?;
+        check(
+            "encoder.patch_grid",
+            e.patch_grid,
+            e.side.is_multiple_of(e.patch_grid),
+            "a divisor of the side",
+        )?;
+        let finite = |v: &[f32]| v.iter().all(|x| x.is_finite());
+        check(
+            "encoder.mean",
+            format!("{:?}", e.mean),
+            finite(&e.mean),
+            "finite numbers",
+        )?;
+        let positive = finite(&e.std) && e.std.iter().all(|&x| x > 0.0);
+        check("encoder.std", format!("{:?}", e.std), positive, "positive numbers")?;
+        check(
+            "logit_scale",
+            self.logit_scale,
+            self.logit_scale.is_finite() && self.logit_scale > 0.0,
+            "above 0",
+        )?;
+        let c = &self.calibration;
+        check(
+            "calibration.scale",
+            c.scale,
+            c.scale.is_finite() && c.scale > 0.0,
+            "above 0",
+        )?;
+        check("calibration.offset", c.offset, c.offset.is_finite(), "a finite number")?;
+        check(
+            "calibration.threshold",
+            c.threshold,
+            c.threshold > 0.0 && c.threshold < 1.0,
+            "between 0 and 1",
+        )?;
+        check(
+            "background",
+            "no prompt",
+            !self.background.is_empty(),
+            "at least one prompt",
+        )?;
+        check(
+            "precision",
+            "no variant",
+            !self.precision.is_empty(),
+            "at least one variant",
+        )?;
+        self.check_graphs()?;
+        for name in self.referenced_files() {
+            check_file_name(&name)?;
+        }
+        Ok(())
+    }
+
+    fn check_graphs(&self) -> Result<(), BundleError> {
+        for kind in GraphKind::ALL {
+            let field = format!("graph {}", kind.name());
+            let tables: Vec<_> = self.graph.iter().filter(|g| g.graph == kind).collect();
+            let [table] = tables[..] else {
+                let expected = "exactly one table".to_owned();
+                return Err(BundleError::Value {
+                    field,
+                    found: format!("{} tables", tables.len()),
+                    expected,
+                });
+            };
+            let standard = self.graph_spec(kind);
+            let found = table.inputs.iter().chain(&table.outputs);
+            let expected = standard.inputs.iter().chain(&standard.outputs);
+            if let Some((f, e)) = found.zip(expected).find(|(f, e)| f != e) {
+                return Err(BundleError::Value {
+                    field,
+                    found: format!("{f:?}"),
+                    expected: format!("{e:?}"),
+                });
+            }
+            let counts = |g: &GraphSpec| format!("{} inputs, {} outputs", g.inputs.len(), g.outputs.len());
+            check(
+                &field,
+                counts(table),
+                counts(table) == counts(&standard),
+                &counts(&standard),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn check(field: &str, found: impl std::fmt::Display, fits: bool, expected: &str) -> Result<(), BundleError> {
+    if fits {
+        return Ok(());
+    }
+    Err(BundleError::Value {
+        field: field.into(),
+        found: found.to_string(),
+        expected: expected.into(),
+    })
+}
+
+/// Accepts only a plain name in the bundle's own directory.
+pub(super) fn check_file_name(name: &str) -> Result<(), BundleError> {
+    let plain = !name.is_empty()
+        && name.len() <= 200
+        && !name.starts_with('.')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    if plain && name != super::MANIFEST_FILE {
+        Ok(())
+    } else {
+        Err(BundleError::FileName { found: name.into() })
+    }
+}

@@ -1,0 +1,326 @@
+//! One frame through all stages: preprocess → encoder once → query → decoder → refine, with the time of each.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::contract::{Bundle, BundleError, Manifest};
+use crate::runtime::{self, Engine, ImageEncoder, MaskDecoder, RuntimeError, RuntimeOptions};
+use crate::vision::features::Features;
+use crate::vision::frame::{CaptureTime, Frame, Sequence};
+use crate::vision::geometry::FrameSize;
+use crate::vision::pixels::PixelError;
+use crate::vision::preprocess::Preprocessor;
+use crate::vision::query::{PromptRules, Queries, QueryError, score};
+use crate::vision::refine::{RefineRules, RefinedMask, refine};
+
+use super::words::{Words, WordsError};
+
+/// What to look for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuerySpec {
+    /// Id in topics and messages.
+    pub id: String,
+    /// Texts that mean the same; usually one.
+    pub prompts: Vec<String>,
+    /// Score from which on it is present, in (0, 1); `None` means the bundle's default.
+    pub threshold: Option<f32>,
+    /// Smallest mask, in frame pixels.
+    pub min_area: usize,
+}
+
+impl QuerySpec {
+    /// A query with one text, an id made of it, and the bundle's threshold.
+    #[must_use]
+    pub fn from_text(text: &str) -> Self {
+        let mut id: String = text
+            .chars()
+            .take(40)
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            })
+            .collect();
+        while id.contains("--") {
+            id = id.replace("--", "-");
+        }
+        let id = id.trim_matches('-');
+        let id = if id.is_empty() { "query" } else { id };
+        Self {
+            id: id.to_owned(),
+            prompts: vec![text.to_owned()],
+            threshold: None,
+            min_area: 32,
+        }
+    }
+}
+
+/// Why a pipeline cannot be built or a frame cannot be processed.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The bundle is refused.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A graph cannot be opened or run.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// A query's text cannot be embedded.
+    #[error("query {id:?}: {source}")]
+    Words {
+        /// Id of the query, or `background`.
+        id: String,
+        /// Why.
+        source: WordsError,
+    },
+    /// The bundle's vocabulary cannot be read.
+    #[error(transparent)]
+    Vocabulary(WordsError),
+    /// Queries do not fit the model.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// The frame is too short.
+    #[error(transparent)]
+    Pixels(#[from] PixelError),
+}
+
+/// Time spent in each stage of one frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageTimes {
+    /// Colour conversion, resize, normalisation.
+    pub preprocess: Duration,
+    /// Image encoder.
+    pub encoder: Duration,
+    /// Scores and prompts.
+    pub query: Duration,
+    /// Mask decoder, all batches.
+    pub decoder: Duration,
+    /// Masks on the frame.
+    pub refine: Duration,
+}
+
+impl StageTimes {
+    /// Stages by name, in order.
+    #[must_use]
+    pub fn by_name(&self) -> [(&'static str, Duration); 5] {
+        [
+            ("preprocess", self.preprocess),
+            ("encoder", self.encoder),
+            ("query", self.query),
+            ("decoder", self.decoder),
+            ("refine", self.refine),
+        ]
+    }
+
+    /// All stages together.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.by_name().iter().map(|s| s.1).sum()
+    }
+}
+
+/// What was found on one frame.
+#[derive(Clone, Debug)]
+pub struct Detections {
+    /// Frame size.
+    pub size: FrameSize,
+    /// Number of the frame.
+    pub sequence: Sequence,
+    /// Capture time of the frame.
+    pub captured: CaptureTime,
+    /// Masks, best score first.
+    pub masks: Vec<RefinedMask>,
+    /// Best score of every query anywhere on the frame, in the order of the queries.
+    pub best: Vec<f32>,
+    /// Time of each stage.
+    pub times: StageTimes,
+}
+
+/// An open model with its queries.
+pub struct Pipeline {
+    manifest: Manifest,
+    model: String,
+    provider: String,
+    notes: Vec<String>,
+    encoder: Box<dyn ImageEncoder>,
+    decoder: Box<dyn MaskDecoder>,
+    words: Words,
+    preprocessor: Preprocessor,
+    features: Features,
+    specs: Vec<QuerySpec>,
+    queries: Queries,
+    background: Vec<Vec<f32>>,
+    prompt_rules: PromptRules,
+    refine_rules: RefineRules,
+}
+
+impl Pipeline {
+    /// Reads and checks a bundle and opens its graphs.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the bundle or a graph is refused.
+    pub fn open(bundle: &Path, options: &RuntimeOptions) -> Result<Self, PipelineError> {
+        let bundle = Manifest::read(bundle)?;
+        let engine = runtime::open(&bundle, options)?;
+        Self::new(&bundle, engine)
+    }
+
+    /// A pipeline over graphs that are already open.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if the vocabulary or a background prompt is refused.
+    pub fn new(bundle: &Bundle, engine: Engine) -> Result<Self, PipelineError> {
+        let Engine {
+            encoder,
+            decoder,
+            text,
+            provider,
+            notes,
+        } = engine;
+        let manifest = bundle.manifest.clone();
+        let mut words = Words::new(bundle, text).map_err(PipelineError::Vocabulary)?;
+        let embed = |text: &String| words.embed(text);
+        let background = manifest.background.iter().map(embed).collect::<Result<Vec<_>, _>>();
+        let background = background.map_err(|source| PipelineError::Words {
+            id: "background".into(),
+            source,
+        })?;
+        let queries = Queries::new(manifest.encoder.embed_dim, &[], &background)?;
+        Ok(Self {
+            model: format!("{}@{}", manifest.name, bundle.id()),
+            preprocessor: Preprocessor::new(&manifest.encoder),
+            manifest,
+            provider,
+            notes,
+            encoder,
+            decoder,
+            words,
+            features: Features::default(),
+            specs: Vec::new(),
+            queries,
+            background,
+            prompt_rules: PromptRules::default(),
+            refine_rules: RefineRules {
+                min_area: 1,
+                ..RefineRules::default()
+            },
+        })
+    }
+
+    /// Replaces the queries; on error the old ones stay.
+    ///
+    /// # Errors
+    /// [`PipelineError`] for a text that cannot be embedded or an impossible threshold.
+    pub fn set_queries(&mut self, specs: &[QuerySpec]) -> Result<(), PipelineError> {
+        let mut embedded = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let embedding = self
+                .words
+                .embed_all(&spec.prompts)
+                .map_err(|source| PipelineError::Words {
+                    id: spec.id.clone(),
+                    source,
+                })?;
+            embedded.push((embedding, spec.threshold.unwrap_or(self.manifest.calibration.threshold)));
+        }
+        self.queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &self.background)?;
+        self.specs = specs.to_vec();
+        Ok(())
+    }
+
+    /// The queries in use.
+    #[must_use]
+    pub fn queries(&self) -> &[QuerySpec] {
+        &self.specs
+    }
+
+    /// Score threshold of a query, in (0, 1).
+    #[must_use]
+    pub fn threshold(&self, query: usize) -> f32 {
+        let own = self.specs.get(query).and_then(|s| s.threshold);
+        own.unwrap_or(self.manifest.calibration.threshold)
+    }
+
+    /// Model name and the start of its hash, as messages show it.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// What runs the model, e.g. `tract-cpu`.
+    #[must_use]
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    /// Why that provider.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The bundle's manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The last frame as packed RGB, `[height, width, 3]`.
+    #[must_use]
+    pub fn rgb(&self) -> &[u8] {
+        self.preprocessor.rgb()
+    }
+
+    /// Takes one frame through all stages.
+    ///
+    /// # Errors
+    /// [`PipelineError`]; the pipeline stays usable for the next frame.
+    pub fn run(&mut self, frame: &Frame) -> Result<Detections, PipelineError> {
+        let mut times = StageTimes::default();
+        let mut start = Instant::now();
+        let mut lap = || {
+            let now = Instant::now();
+            now - std::mem::replace(&mut start, now)
+        };
+        let letterbox = self.preprocessor.run(frame)?;
+        times.preprocess = lap();
+        self.encoder.encode(self.preprocessor.tensor(), &mut self.features)?;
+        times.encoder = lap();
+        let scores = score(&self.features, &self.queries, &self.manifest, letterbox)?;
+        let low_res_side = self.manifest.encoder.low_res_side();
+        let prompts = scores.prompts(&self.prompt_rules, low_res_side, self.manifest.decoder.points);
+        let best = (0..scores.queries()).map(|q| scores.best(q)).collect();
+        times.query = lap();
+        let decoded = self.decoder.decode(&self.features, &prompts)?;
+        times.decoder = lap();
+        let mut masks = refine(&prompts, &decoded, &letterbox, &self.refine_rules);
+        masks.retain(|m| self.specs.get(m.query).is_some_and(|s| m.mask.area() >= s.min_area));
+        masks.sort_by(|a, b| b.score.total_cmp(&a.score));
+        times.refine = lap();
+        Ok(Detections {
+            size: frame.size,
+            sequence: frame.sequence,
+            captured: frame.captured,
+            masks,
+            best,
+            times,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_made_of_the_text() {
+        for (text, id) in [
+            ("Hard hat, hi-vis", "hard-hat-hi-vis"),
+            ("  person ", "person"),
+            ("日本", "query"),
+        ] {
+            assert_eq!(QuerySpec::from_text(text).id, id);
+        }
+    }
+}

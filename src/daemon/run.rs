@@ -1,0 +1,241 @@
+//! `samclipd run`: one thread per camera, one pipeline for all of them, messages out; keeps going whatever fails.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use crate::capture::{self, CaptureError, FrameSource, Scheme, SourceUri};
+use crate::clock::Clock;
+use crate::message::payload::DetectStatus;
+use crate::message::topic::CameraId;
+use crate::runtime::{Backend, Provider, RuntimeOptions};
+use crate::vision::frame::Frame;
+
+use super::config::{self, Config};
+use super::health::Health;
+use super::latest::{Latest, Taken};
+use super::outlet::Outlet;
+use super::pipeline::{Detections, Pipeline, QuerySpec};
+use super::report::{MaskOutput, frame_message};
+
+/// First and longest pause before a source that failed is opened again; the pause doubles.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Pause between two looks at the stop flag.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Distance of two stats messages.
+const STATS_PERIOD: Duration = Duration::from_secs(10);
+
+/// Parses the sources of all cameras, so that nothing is opened before the whole configuration is valid.
+///
+/// # Errors
+/// [`CaptureError::Uri`] for the first source that is not understood.
+pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
+    let parse = |camera: &config::Camera| {
+        let mut uri = SourceUri::from_str(&camera.source)?;
+        uri.fps = uri.fps.or(camera.fps.map(|f| f as f32));
+        Ok(uri)
+    };
+    config.cameras.iter().map(parse).collect()
+}
+
+/// How the configuration wants the graphs opened.
+#[must_use]
+pub fn runtime_options(config: &Config) -> RuntimeOptions {
+    RuntimeOptions {
+        backend: match config.engine {
+            config::Engine::Auto => Backend::Auto,
+            config::Engine::Tract => Backend::Tract,
+            config::Engine::Ort => Backend::Ort,
+        },
+        provider: match config.provider {
+            config::Provider::Auto => Provider::Auto,
+            config::Provider::Cpu => Provider::Cpu,
+            config::Provider::Cuda => Provider::Cuda,
+            config::Provider::TensorRt => Provider::TensorRt,
+        },
+        ort_library: config.library.clone(),
+        ..RuntimeOptions::default()
+    }
+}
+
+/// The queries of the configuration.
+#[must_use]
+pub fn query_specs(config: &Config) -> Vec<QuerySpec> {
+    let spec = |q: &config::Query| QuerySpec {
+        id: q.id.to_string(),
+        prompts: q.prompts.clone(),
+        threshold: q.threshold,
+        min_area: usize::try_from(q.min_area).unwrap_or(usize::MAX),
+    };
+    config.queries.iter().map(spec).collect()
+}
+
+/// Runs until `stop` is set or every source has come to its end.
+///
+/// # Errors
+/// What makes the daemon useless from the start: a model that cannot be opened, a query that is refused, credentials
+/// that cannot be read. Cameras and the broker may come and go.
+pub fn run(config: &Config, clock: &Arc<dyn Clock>, stop: &AtomicBool) -> anyhow::Result<()> {
+    let sources = sources(config)?;
+    let mut pipeline = Pipeline::open(&config.model, &runtime_options(config))?;
+    pipeline.set_queries(&query_specs(config))?;
+    for note in pipeline.notes() {
+        info!(note, "runtime");
+    }
+    info!(
+        model = pipeline.model(),
+        provider = pipeline.provider(),
+        cameras = sources.len(),
+        "started"
+    );
+    let outlet = Outlet::start(config)?;
+    let latest = Latest::new(sources.len());
+    let ended = std::thread::scope(|scope| {
+        let cameras: Vec<_> = sources
+            .iter()
+            .enumerate()
+            .map(|(slot, uri)| {
+                let (latest, outlet, clock) = (&latest, &outlet, Arc::clone(clock));
+                scope.spawn(move || watch(slot, uri, latest, outlet, &clock, stop))
+            })
+            .collect();
+        let result = serve(&mut pipeline, config, &latest, &outlet, clock.as_ref(), stop, || {
+            cameras.iter().all(std::thread::ScopedJoinHandle::is_finished)
+        });
+        // Cameras see the closed hand-off and end, whatever ended the pipeline.
+        latest.close();
+        result
+    });
+    outlet.stop();
+    info!("stopped");
+    ended
+}
+
+/// Feeds one slot from one source; opens it again after every failure, until the end of the source or `stop`.
+fn watch(
+    slot: usize,
+    uri: &SourceUri,
+    latest: &Latest<Frame>,
+    outlet: &Outlet,
+    clock: &Arc<dyn Clock>,
+    stop: &AtomicBool,
+) {
+    let stopping = || stop.load(Ordering::Relaxed) || latest.is_closed();
+    // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
+    let mut pause = RETRY.0;
+    while !stopping() {
+        let error = match capture::open(uri, Arc::clone(clock)) {
+            Err(error) => error,
+            Ok(mut source) => {
+                info!(source = source.description(), "source opened");
+                match feed(slot, uri, source.as_mut(), latest, outlet, &stopping, &mut pause) {
+                    Ok(()) => break,
+                    Err(error) => error,
+                }
+            }
+        };
+        outlet.status(slot, DetectStatus::Offline);
+        warn!(source = uri.text, %error, retry_s = pause.as_secs_f32(), "source failed");
+        let until = clock.now().monotonic + pause;
+        while !stopping() && clock.now().monotonic < until {
+            clock.sleep(TICK);
+        }
+        pause = (pause * 2).min(RETRY.1);
+    }
+    outlet.status(slot, DetectStatus::Offline);
+}
+
+fn feed(
+    slot: usize,
+    uri: &SourceUri,
+    source: &mut dyn FrameSource,
+    latest: &Latest<Frame>,
+    outlet: &Outlet,
+    stopping: &dyn Fn() -> bool,
+    pause: &mut Duration,
+) -> Result<(), CaptureError> {
+    let lossless = uri.scheme != Scheme::V4l2 && uri.fps.is_none();
+    let mut online = false;
+    while !stopping() {
+        let Some(frame) = source.next_frame()? else {
+            info!(source = uri.text, lost = source.lost(), "end of source");
+            return Ok(());
+        };
+        if !online {
+            (online, *pause) = (true, RETRY.0);
+            outlet.status(slot, DetectStatus::Online);
+        }
+        if lossless {
+            latest.put_when_empty(slot, frame);
+        } else {
+            latest.put(slot, frame);
+        }
+    }
+    Ok(())
+}
+
+/// Takes frames through the pipeline and sends what it finds.
+fn serve(
+    pipeline: &mut Pipeline,
+    config: &Config,
+    latest: &Latest<Frame>,
+    outlet: &Outlet,
+    clock: &dyn Clock,
+    stop: &AtomicBool,
+    sources_ended: impl Fn() -> bool,
+) -> anyhow::Result<()> {
+    let output = MaskOutput {
+        polygon: config.output.polygon,
+        tolerance: config.output.tolerance,
+        rle: config.output.rle,
+    };
+    let mut health = Health::new(clock.now(), config.cameras.len());
+    let mut failing = false;
+    while !stop.load(Ordering::Relaxed) {
+        // Asked before looking, so that the last frame of the last source is not missed.
+        let ended = sources_ended();
+        match latest.take(TICK) {
+            Taken::Closed => break,
+            Taken::Nothing if ended => break,
+            Taken::Nothing => {}
+            Taken::Item(slot, frame) => match pipeline.run(&frame) {
+                Ok(found) => {
+                    failing = false;
+                    health.count(slot, &found);
+                    log_detections(&config.cameras[slot].id, pipeline, &found);
+                    match frame_message(config.cameras[slot].id.as_str(), pipeline, &found, clock.now(), output) {
+                        Ok(message) => outlet.frame(slot, &message.encode()?, &mut health, &found),
+                        Err(error) => warn!(%error, "frame not published"),
+                    }
+                }
+                Err(error) if !failing => {
+                    failing = true;
+                    warn!(%error, "frame not processed; logged again after the next good frame");
+                }
+                Err(error) => debug!(%error, "frame not processed"),
+            },
+        }
+        let now = clock.now();
+        if now.since(health.since) >= STATS_PERIOD {
+            outlet.stats(
+                health
+                    .message(pipeline, config, latest, now, outlet.dropped())
+                    .encode()?,
+            );
+            health.restart(now);
+        }
+    }
+    Ok(())
+}
+
+fn log_detections(camera: &CameraId, pipeline: &Pipeline, found: &Detections) {
+    for m in &found.masks {
+        let query = pipeline.queries().get(m.query).map_or("", |q| &q.id);
+        debug!(%camera, seq = found.sequence.0, query, score = m.score, area = m.mask.area(), "detection");
+    }
+}

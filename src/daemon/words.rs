@@ -1,0 +1,103 @@
+//! From a query's text to its embedding: 80 templates, averaged, re-normalised, computed once per text.
+
+use std::collections::HashMap;
+
+use crate::contract::{Bundle, BundleError};
+use crate::runtime::{RuntimeError, TextEncoder};
+use crate::text::templates::{TEMPLATES, fill};
+use crate::text::tokenizer::{TextError, Tokenizer};
+use crate::vision::query::{QueryError, mean_embedding};
+
+/// Why a text has no embedding.
+#[derive(Debug, thiserror::Error)]
+pub enum WordsError {
+    /// The text is too long, or the vocabulary is damaged.
+    #[error("query text: {0}")]
+    Text(#[from] TextError),
+    /// Nothing to look for.
+    #[error("query text is empty; expected a word or a short description")]
+    Empty,
+    /// The text encoder failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The text encoder returned nothing usable.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// The bundle's vocabulary cannot be read.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+/// Tokenizer, text encoder and what they answered so far.
+pub struct Words {
+    tokenizer: Tokenizer,
+    encoder: Box<dyn TextEncoder>,
+    width: usize,
+    known: HashMap<String, Vec<f32>>,
+}
+
+impl Words {
+    /// The words of one bundle.
+    ///
+    /// # Errors
+    /// [`WordsError`] if the bundle's vocabulary cannot be read.
+    pub fn new(bundle: &Bundle, encoder: Box<dyn TextEncoder>) -> Result<Self, WordsError> {
+        let tokenizer = match bundle.manifest.vocabulary_file() {
+            None => match bundle.manifest.text.merges {
+                None => Tokenizer::standard(),
+                Some(merges) => Tokenizer::shortened(merges)?,
+            },
+            Some(name) => {
+                let path = bundle.dir.join(name);
+                let text = std::fs::read_to_string(&path).map_err(|source| BundleError::Io { path, source })?;
+                Tokenizer::from_merges(&text)?
+            }
+        };
+        Ok(Self {
+            tokenizer,
+            encoder,
+            width: bundle.manifest.encoder.embed_dim,
+            known: HashMap::new(),
+        })
+    }
+
+    /// The unit-norm embedding `[D]` of one text.
+    ///
+    /// # Errors
+    /// [`WordsError`] if the text is empty or longer than the tokenizer accepts, or the encoder fails.
+    pub fn embed(&mut self, text: &str) -> Result<Vec<f32>, WordsError> {
+        // Before filling templates, so that the error counts the user's own characters.
+        self.tokenizer.encode(text)?;
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(WordsError::Empty);
+        }
+        if let Some(known) = self.known.get(text) {
+            return Ok(known.clone());
+        }
+        // A sentence near the limit may pass it inside a template; the sentence alone is then what is embedded.
+        let filled = TEMPLATES
+            .iter()
+            .filter_map(|t| self.tokenizer.encode(&fill(t, text)).ok());
+        let mut ids: Vec<Vec<u32>> = filled.map(|ids| ids.to_vec()).collect();
+        if ids.is_empty() {
+            ids.push(self.tokenizer.encode(text)?.to_vec());
+        }
+        let rows = self.encoder.embed(&ids)?;
+        let mean = mean_embedding(&rows.concat(), self.width)?;
+        self.known.insert(text.to_owned(), mean.clone());
+        Ok(mean)
+    }
+
+    /// The embedding of several texts that mean the same: their mean, re-normalised.
+    ///
+    /// # Errors
+    /// As [`Self::embed`]; [`WordsError::Empty`] for no text at all.
+    pub fn embed_all(&mut self, texts: &[String]) -> Result<Vec<f32>, WordsError> {
+        if texts.is_empty() {
+            return Err(WordsError::Empty);
+        }
+        let rows = texts.iter().map(|t| self.embed(t)).collect::<Result<Vec<_>, _>>()?;
+        Ok(mean_embedding(&rows.concat(), self.width)?)
+    }
+}

@@ -1,0 +1,148 @@
+//! The daemon from a directory of pictures to messages at a broker.
+
+mod tiny;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use image::{Rgb, RgbImage};
+use rumqttc::{Client, Event, MqttOptions, Packet, QoS};
+use samclip::clock::{Clock, SystemClock};
+use samclip::daemon::config::Config;
+use samclip::daemon::demo::{DemoOptions, demo};
+use samclip::daemon::pipeline::Pipeline;
+use samclip::daemon::run::run;
+use samclip::message::payload::{FRAME_SCHEMA, FrameMessage};
+use samclip::publish::broker::Broker;
+use samclip::runtime::{Backend, RuntimeOptions};
+
+/// Collects messages of all topics until `last` arrives; fails after a minute. Sends to `ready` once it listens.
+fn collect(broker: SocketAddr, ready: &Sender<()>, last: impl Fn(&str, &[u8]) -> bool) -> Vec<(String, Vec<u8>)> {
+    let options = MqttOptions::new("test", broker.ip().to_string(), broker.port());
+    let (client, mut connection) = Client::new(options, 10);
+    client.subscribe("samclip/#", QoS::AtLeastOnce).unwrap();
+    let started = Instant::now();
+    let mut messages = Vec::new();
+    for event in connection.iter() {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "no last message among {messages:?}"
+        );
+        match event {
+            Ok(Event::Incoming(Packet::SubAck(_))) => ready.send(()).unwrap(),
+            Ok(Event::Incoming(Packet::Publish(p))) => {
+                let end = last(&p.topic, &p.payload);
+                messages.push((p.topic, p.payload.to_vec()));
+                if end {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    messages
+}
+
+#[test]
+fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(dir.path());
+    let frames = dir.path().join("frames");
+    std::fs::create_dir(&frames).unwrap();
+    for i in 0..5u32 {
+        let red = |x: u32| (10 * i..10 * i + 50).contains(&x);
+        let picture = RgbImage::from_fn(131, 97, |x, _| {
+            if red(x) {
+                Rgb([230, 20, 20])
+            } else {
+                Rgb([230, 230, 20])
+            }
+        });
+        picture.save(frames.join(format!("{i}.png"))).unwrap();
+    }
+    std::fs::write(frames.join("3-damaged.png"), b"\x89PNG\r\n\x1a\n").unwrap();
+    let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let address = broker.address();
+    let text = format!(
+        "model = {:?}\n[runtime]\nengine = \"tract\"\n[[camera]]\nid = \"yard\"\nsource = \"dir://{}\"\n\
+         [[query]]\nid = \"red\"\n[[query]]\nid = \"blue\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        dir.path(),
+        frames.display(),
+        address.port()
+    );
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    let messages = std::thread::scope(|scope| {
+        let (ready, subscribed) = channel();
+        let stopped = |topic: &str, body: &[u8]| topic == "samclip/available" && body == b"stopped";
+        let messages = scope.spawn(move || collect(address, &ready, stopped));
+        subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        run(&config, &clock, &AtomicBool::new(false)).unwrap();
+        messages.join().unwrap()
+    });
+    let of = |topic: &str| {
+        messages
+            .iter()
+            .filter(|m| m.0 == topic)
+            .map(|m| m.1.clone())
+            .collect::<Vec<_>>()
+    };
+    let frames = of("samclip/yard/frame");
+    assert_eq!(frames.len(), 5, "{messages:?}");
+    let schema = jsonschema::draft202012::new(&serde_json::from_str(FRAME_SCHEMA).unwrap()).unwrap();
+    for (i, body) in frames.iter().enumerate() {
+        assert!(schema.is_valid(&serde_json::from_slice(body).unwrap()));
+        let message = FrameMessage::decode(body).unwrap();
+        assert_eq!((message.seq, message.size), (i as u64, [131, 97]));
+        assert_eq!(message.detections.len(), 1, "{message:?}");
+        assert_eq!(message.detections[0].query, "red");
+    }
+    assert_eq!(of("samclip/yard/red"), [b"1"]);
+    assert_eq!(of("samclip/yard/blue"), [b"0"]);
+    let status = of("samclip/yard/status/detect");
+    assert_eq!(status.last().unwrap(), b"offline");
+}
+
+#[test]
+fn the_demo_prints_publishes_and_writes_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(dir.path());
+    let options = RuntimeOptions {
+        backend: Backend::Tract,
+        ..RuntimeOptions::default()
+    };
+    let mut pipeline = Pipeline::open(dir.path(), &options).unwrap();
+    let options = DemoOptions {
+        queries: vec!["red".into(), "blue".into()],
+        out: dir.path().join("out"),
+        clip_frames: 3,
+        looped: false,
+    };
+    let mut table = Vec::new();
+    demo(
+        &mut pipeline,
+        &options,
+        &SystemClock::new(),
+        &AtomicBool::new(false),
+        &mut table,
+    )
+    .unwrap();
+    let table = String::from_utf8(table).unwrap();
+    for part in [
+        "astronaut",
+        "clip-02",
+        "7 frames",
+        "mosquitto_sub",
+        "annotated pictures are in",
+    ] {
+        assert!(table.contains(part), "{part} is missing in\n{table}");
+    }
+    assert!(
+        !table.contains("not published") && !table.contains("not all"),
+        "{table}"
+    );
+    assert_eq!(std::fs::read_dir(dir.path().join("out")).unwrap().count(), 7);
+}
