@@ -1,4 +1,5 @@
 //! The daemon from a directory of pictures to messages at a broker.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod tiny;
 

@@ -3,6 +3,7 @@
 //!
 //! Tolerance: 1e-4 relative L2, ten times above what any interpreter shows; prints the worst per output.
 //! ONNX Runtime's library is named by `SAMCLIP_ORT_LIB`, which `tests/run` sets.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![cfg(feature = "train")]
 
 use std::collections::BTreeMap;

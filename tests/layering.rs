@@ -1,4 +1,5 @@
 //! The source tree against the layer table of `src/lib.rs`, and the dependency tree against the training crates.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

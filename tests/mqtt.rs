@@ -1,4 +1,5 @@
 //! The publisher against a real broker (mosquitto) and the built-in one, watched by a real client (`mosquitto_sub`).
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,4 +1,5 @@
 //! Both back ends on the same tiny bundle: same results, same refusals.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod tiny;
 

@@ -1,4 +1,5 @@
 //! Words and pictures in, masks out: the whole pipeline over a bundle that answers by colour.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod tiny;
 
@@ -81,7 +82,10 @@ fn every_query_marks_its_own_shape_and_absent_ones_mark_nothing() {
         .run(&read_picture(&dir.path().join("shapes.png")).unwrap())
         .unwrap();
     // Cells of 16 model pixels are 54 frame pixels wide: borders are that coarse here.
-    let ious = [query_mask(&found, 0).iou(&truth(is_red)), query_mask(&found, 2).iou(&truth(is_blue))];
+    let ious = [
+        query_mask(&found, 0).iou(&truth(is_red)),
+        query_mask(&found, 2).iou(&truth(is_blue)),
+    ];
     assert!(ious.iter().all(|&iou| iou > 0.7), "{ious:?}");
     assert_eq!(query_mask(&found, 1).area(), 0);
     assert!(found.best[1] < 0.1 && found.best[0] > 0.9, "{:?}", found.best);

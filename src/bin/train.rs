@@ -7,10 +7,11 @@ use clap::{Parser, Subcommand};
 use samclip::text::tokenizer::Tokenizer;
 use samclip::train::dataset::{Dataset, Split};
 use samclip::train::feed::Feed;
+use samclip::train::model::{ClipConfig, SamConfig};
 use samclip::train::recipe::Recipe;
 use samclip::train::session::Identity;
 use samclip::train::text_bank::TextBank;
-use samclip::train::{distill, teachers, weights};
+use samclip::train::{distill, import, teachers, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
 #[derive(Parser)]
@@ -32,8 +33,51 @@ enum Command {
     Distill(RunArguments),
     /// Writes the bundle of a finished run.
     Export(ExportArguments),
+    /// Reads a published checkpoint, checks every tensor and stores it as .safetensors.
+    Import(ImportArguments),
+    /// Writes drawn scenes as a WebDataset tar with its classes.json.
+    Synth(SynthArguments),
     /// Measures a bundle on the validation tenth of labelled photos.
     Eval(EvalArguments),
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Checkpoint {
+    /// SAM checkpoint (.pth), ViT-B unless --config says otherwise.
+    #[arg(long)]
+    sam: Option<PathBuf>,
+    /// OpenCLIP checkpoint (.pt, .bin, .safetensors), ViT-L/14 unless --config says otherwise.
+    #[arg(long)]
+    clip: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct ImportArguments {
+    #[command(flatten)]
+    checkpoint: Checkpoint,
+    /// Architecture as JSON, in the form of segment-anything's or OpenCLIP's configuration.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where to store it; without, the checkpoint is only checked.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct SynthArguments {
+    /// The tar; classes.json is written beside it.
+    #[arg(long)]
+    out: PathBuf,
+    /// Number of scenes.
+    #[arg(long, default_value_t = 1000)]
+    count: u64,
+    /// Side of a scene in pixels.
+    #[arg(long, default_value_t = 320)]
+    side: usize,
+    /// Seed.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
 }
 
 #[derive(clap::Args)]
@@ -93,6 +137,8 @@ fn main() -> Result<()> {
             export(&Recipe::read(&arguments.recipe)?, &weights, &arguments.out)
         }
         Command::Eval(arguments) => eval(&arguments),
+        Command::Import(arguments) => import(&arguments),
+        Command::Synth(arguments) => synth(&arguments),
         Command::Teachers(arguments) => Run::open(&arguments)?.teachers().map(|_| ()),
         Command::Probe(arguments) => Run::open(&arguments)?.probe().map(|_| ()),
     }
@@ -194,7 +240,7 @@ fn without_moments(weights: weights::Weights) -> weights::Weights {
 }
 
 fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()> {
-    let bundle = samclip::train::export::bundle(recipe, weights, Vec::new(), out)?;
+    let bundle = samclip::train::export::bundle(recipe, weights, out)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
     Ok(())
 }
@@ -220,5 +266,49 @@ fn eval(arguments: &EvalArguments) -> Result<()> {
     let dataset = open_data(&arguments.data)?;
     let result = samclip::train::eval::semantic(&bundle, &options, &dataset, arguments.limit, Split::Validation)?;
     println!("{}", result.markdown());
+    Ok(())
+}
+
+/// The configuration in a JSON file, or the usual one.
+fn configuration<T: serde::de::DeserializeOwned>(file: Option<&Path>, usual: T) -> Result<T> {
+    let Some(file) = file else { return Ok(usual) };
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not such a configuration", file.display()))
+}
+
+fn import(arguments: &ImportArguments) -> Result<()> {
+    let config = arguments.config.as_deref();
+    let weights = match (&arguments.checkpoint.sam, &arguments.checkpoint.clip) {
+        (Some(path), _) => import::sam(path, &configuration(config, SamConfig::vit_b())?)?,
+        (None, Some(path)) => import::clip(path, &configuration(config, ClipConfig::vit_l_14())?)?,
+        (None, None) => anyhow::bail!("neither --sam nor --clip given"),
+    };
+    let parameters: usize = weights.values().map(|v| v.data.len()).sum();
+    println!(
+        "{} tensors, {parameters} parameters, all as the architecture asks",
+        weights.len()
+    );
+    if let Some(out) = &arguments.out {
+        weights::write(out, &weights, &std::collections::BTreeMap::new())?;
+    }
+    Ok(())
+}
+
+fn synth(arguments: &SynthArguments) -> Result<()> {
+    let out = &arguments.out;
+    let file = std::fs::File::create(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let writer = std::io::BufWriter::new(file);
+    samclip::train::synth::shard::write(writer, arguments.seed, 0, arguments.count, arguments.side)?;
+    let names = samclip::train::synth::names();
+    let table: std::collections::BTreeMap<usize, &str> = names.iter().enumerate().collect();
+    let classes = out.with_file_name("classes.json");
+    std::fs::write(&classes, serde_json::to_vec_pretty(&table)?)
+        .with_context(|| format!("cannot write {}", classes.display()))?;
+    println!(
+        "{} scenes in {}, names in {}",
+        arguments.count,
+        out.display(),
+        classes.display()
+    );
     Ok(())
 }

@@ -220,6 +220,7 @@ fn choose(offered: &[FourCC]) -> Option<(FourCC, Option<PixelFormat>)> {
 
 /// How long ago the driver stamped the frame, if it uses the monotonic clock.
 #[allow(clippy::useless_conversion, reason = "seconds are 32 bits wide on some boards")]
+#[allow(unsafe_code)] // one system call, see below
 fn age(stamp: Timestamp, flags: Flags) -> Duration {
     if flags & Flags::TIMESTAMP_MASK != Flags::TIMESTAMP_MONOTONIC {
         return Duration::ZERO;

@@ -224,9 +224,21 @@ impl Pipeline {
                 })?;
             embedded.push((embedding, spec.threshold.unwrap_or(self.manifest.calibration.threshold)));
         }
-        self.queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &self.background)?;
+        self.queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &self.competitors(specs))?;
         self.specs = specs.to_vec();
         Ok(())
+    }
+
+    /// Embeddings of the background prompts that no query asks for itself: a text must not compete with itself.
+    fn competitors(&self, specs: &[QuerySpec]) -> Vec<Vec<f32>> {
+        let plain = |text: &str| text.trim().to_lowercase();
+        let asked: Vec<String> = specs.iter().flat_map(|s| &s.prompts).map(|p| plain(p)).collect();
+        let named = self.manifest.background.iter().zip(&self.background);
+        let kept = named
+            .filter(|(name, _)| !asked.contains(&plain(name)))
+            .map(|(_, e)| e.clone());
+        let kept: Vec<_> = kept.collect();
+        if kept.is_empty() { self.background.clone() } else { kept }
     }
 
     /// The queries in use.

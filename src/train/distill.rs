@@ -248,7 +248,11 @@ fn region_text(
     let (targets, dim) = (&input.targets, recipe.clip_head.text_dim);
     let k = targets.names.len();
     let table = if recipe.losses.train_text {
-        let texts: Vec<String> = targets.names.iter().map(|name| input.template.replace("{}", name)).collect();
+        let texts: Vec<String> = targets
+            .names
+            .iter()
+            .map(|name| input.template.replace("{}", name))
+            .collect();
         let tokens = tokenize(&teachers.tokenizer, &texts).expect("class names are short");
         graph.unit_norm(&clip::encode_text(graph, &recipe.text, dim, false, &tokens))
     } else {

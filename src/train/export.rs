@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::contract::{
-    Bundle, BundleError, Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Precision, Source, TextSpec,
+    Bundle, BundleError, Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Precision, TextSpec,
 };
 use crate::text::tokenizer::{STANDARD_MERGES, TextError, standard_merges};
 use crate::train::feed::NORMALISATION;
@@ -43,7 +43,7 @@ const MERGES_FILE: &str = "merges.txt";
 ///
 /// # Errors
 /// [`ExportError`] if the weights do not fit the recipe or a file cannot be written.
-pub fn bundle(recipe: &Recipe, weights: &Weights, sources: Vec<Source>, folder: &Path) -> Result<Bundle, ExportError> {
+pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundle, ExportError> {
     let config = recipe.merged();
     weights::check(weights, &inventory::merged(&config), "the checkpoint")?;
     std::fs::create_dir_all(folder).map_err(|source| ExportError::Io {
@@ -110,7 +110,7 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, sources: Vec<Source>, folder: 
             relative_error: std::collections::BTreeMap::new(),
             mean_iou_change: None,
         }],
-        source: sources,
+        source: recipe.export.source.clone(),
         files: std::collections::BTreeMap::new(),
     };
     manifest.write(folder)?;

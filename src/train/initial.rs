@@ -61,9 +61,16 @@ fn values(name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Vec<f32> {
     if table || shape.len() == 1 {
         return random(0.02);
     }
-    if ["token", "point_embed", "not_a_point", "no_mask"]
-        .iter()
-        .any(|t| name.contains(t))
+    if [
+        "_token.weight",
+        "_tokens.weight",
+        "token_embedding",
+        "point_embed",
+        "not_a_point",
+        "no_mask",
+    ]
+    .iter()
+    .any(|t| name.contains(t))
     {
         return random(if name == "token_embedding.weight" { 0.1 } else { 0.5 });
     }
@@ -80,4 +87,31 @@ fn values(name: &str, shape: &[usize], rng: &mut ChaCha8Rng) -> Vec<f32> {
 fn normal(rng: &mut impl Rng) -> f32 {
     let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
     radius * (std::f32::consts::TAU * rng.random::<f32>()).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deviation(name: &str, shape: &[usize]) -> f32 {
+        let values = values(name, shape, &mut ChaCha8Rng::seed_from_u64(1));
+        (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt()
+    }
+
+    #[test]
+    fn projections_named_after_tokens_are_projections() {
+        let projection = "mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight";
+        assert!(
+            (deviation(projection, &[32, 64]) - 0.125).abs() < 0.02,
+            "1/sqrt(64), cut at two deviations"
+        );
+        assert!((deviation("mask_decoder.mask_tokens.weight", &[4, 512]) - 0.5).abs() < 0.05);
+    }
+
+    #[test]
+    fn norms_start_as_the_identity() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        assert_eq!(values("image_encoder.neck.1.weight", &[3], &mut rng), [1.0; 3]);
+        assert_eq!(values("image_encoder.neck.1.bias", &[3], &mut rng), [0.0; 3]);
+    }
 }

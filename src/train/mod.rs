@@ -11,6 +11,7 @@ pub mod distill;
 pub mod eval;
 pub mod export;
 pub mod feed;
+pub mod import;
 pub mod initial;
 pub mod kernels;
 pub mod loss;

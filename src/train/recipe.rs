@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::contract::Source;
 use crate::train::model::{ClipHeadConfig, MergedConfig, SamConfig, TextConfig, VisionConfig};
 use crate::train::optimizer::AdamWConfig;
 
@@ -106,6 +107,9 @@ pub struct ExportConfig {
     pub background: Vec<String>,
     /// Default score threshold, 0-1.
     pub threshold: f32,
+    /// What the weights come from, and its terms.
+    #[serde(default)]
+    pub source: Vec<Source>,
 }
 
 /// Why a recipe was refused.

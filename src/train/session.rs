@@ -280,3 +280,101 @@ pub fn gradients(
     }
     (value, parts, gradients)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::ops::Ops;
+    use crate::train::weights::Values;
+
+    fn identity(recipe: &str) -> Identity {
+        Identity {
+            recipe: recipe.into(),
+            data: "none".into(),
+        }
+    }
+
+    fn initial() -> Weights {
+        [(
+            "w".to_owned(),
+            Values {
+                shape: vec![3],
+                data: vec![1.0, -2.0, 0.5],
+            },
+        )]
+        .into()
+    }
+
+    /// 150 steps towards a moving target; the loss of `broken` is not a number.
+    fn run(folder: &Path, broken: Option<u64>) -> Result<Weights, SessionError> {
+        let stage = Stage {
+            steps: 150,
+            batch: 1,
+            learning_rate: 0.05,
+            backbone_rate: 1.0,
+            warmup: 10,
+            prompts: 0,
+        };
+        let mut session = Session::open(folder, "test", &identity("a"), initial)?;
+        session.run(
+            &stage,
+            &AdamWConfig::default(),
+            |_| 1.0,
+            |step| (step, (step as f32).sin()),
+            |graph, (step, target)| {
+                let target = graph.input(vec![target; 3], &[3]);
+                let error = graph.sub(&graph.weight("w", &[3]), &target);
+                let total = graph.sum(&graph.mul(&error, &error), 0);
+                let factor = if broken == Some(step) { f32::NAN } else { 1.0 };
+                StepLoss {
+                    total: graph.scale(&total, factor),
+                    parts: Vec::new(),
+                }
+            },
+        )?;
+        Ok(session.weights)
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not() {
+        let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let expected = run(whole.path(), None).unwrap();
+        assert!(matches!(
+            run(stopped.path(), Some(120)),
+            Err(SessionError::NotFinite { step: 120, .. })
+        ));
+        let resumed = Session::open(stopped.path(), "test", &identity("a"), || {
+            unreachable!("there is a checkpoint")
+        });
+        assert_eq!(resumed.unwrap().step(), 100);
+        assert_eq!(run(stopped.path(), None).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_recipe_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), None).unwrap();
+        let error = Session::open(folder.path(), "test", &identity("b"), initial)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("recipe") && error.contains("choose another folder"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_one_clear_error() {
+        let folder = tempfile::tempdir().unwrap();
+        run(folder.path(), None).unwrap();
+        let path = folder.path().join("test.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let error = Session::open(folder.path(), "test", &identity("a"), initial)
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("not a readable checkpoint"), "{error}");
+    }
+}

@@ -3,7 +3,7 @@
 //! * encoder: mean colour of every 16-pixel cell in [−1, 1], normalised to unit length, is its patch embedding
 //! * text encoder: the words red, green, blue and yellow are the directions of those colours
 //! * mask decoder: answers with the mask prompt, four times, and a predicted IoU of the mean point label
-
+#![allow(unreachable_pub)] // a module of several test programs, each uses a part
 #![allow(dead_code, reason = "every test binary uses another part")]
 
 use std::path::Path;

@@ -6,6 +6,7 @@
 
 mod paint;
 mod shape;
+pub mod shard;
 
 use rand::{Rng, RngExt as _};
 use rand_chacha::ChaCha8Rng;

@@ -1,0 +1,89 @@
+//! Drawn scenes as a WebDataset tar, the form that photos come in.
+
+use std::io::{Cursor, Write};
+
+use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+
+use super::draw;
+
+/// Why a shard could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// The tar cannot be written.
+    #[error("shard: {0}")]
+    Io(#[from] std::io::Error),
+    /// A picture cannot be encoded.
+    #[error("scene {key}: {source}")]
+    Picture {
+        /// The scene.
+        key: String,
+        /// The cause.
+        source: ImageError,
+    },
+}
+
+/// Writes scenes `first..first + count` of `seed` to a tar: `KEY.jpg`, `KEY.json`, `KEY.mask.png`, each `side` pixels.
+///
+/// # Errors
+/// [`ShardError`] if the tar cannot be written.
+pub fn write(out: impl Write, seed: u64, first: u64, count: u64, side: usize) -> Result<(), ShardError> {
+    let mut tar = tar::Builder::new(out);
+    for index in first..first + count {
+        let scene = draw(seed.wrapping_add(index), side);
+        let key = format!("synth_{seed}_{index:06}");
+        let (width, height) = (scene.photo.width as u32, scene.photo.height as u32);
+        let wrong = |source| ShardError::Picture {
+            key: key.clone(),
+            source,
+        };
+        let mut jpeg = Vec::new();
+        JpegEncoder::new_with_quality(&mut jpeg, 90)
+            .write_image(&scene.photo.rgb, width, height, ExtendedColorType::Rgb8)
+            .map_err(wrong)?;
+        append(&mut tar, &format!("{key}.jpg"), &jpeg)?;
+        let info = serde_json::json!({
+            "source": "synth",
+            "licence": "drawn by the program, no rights reserved",
+            "captions": scene.info.captions,
+            "classes": scene.info.classes,
+            "vocab": scene.info.vocab,
+        });
+        append(&mut tar, &format!("{key}.json"), info.to_string().as_bytes())?;
+        if let Some(mask) = &scene.mask {
+            let mut png = Cursor::new(Vec::new());
+            PngEncoder::new(&mut png)
+                .write_image(&mask.classes, width, height, ExtendedColorType::L8)
+                .map_err(wrong)?;
+            append(&mut tar, &format!("{key}.mask.png"), png.get_ref())?;
+        }
+    }
+    Ok(tar.finish()?)
+}
+
+fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<(), std::io::Error> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::dataset::Dataset;
+    use crate::train::synth::names;
+
+    #[test]
+    fn a_shard_reads_back_with_its_masks_and_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scenes-0000.tar");
+        write(std::fs::File::create(&path).unwrap(), 3, 0, 4, 65).unwrap();
+        let table: std::collections::BTreeMap<usize, String> = names().iter().map(str::to_owned).enumerate().collect();
+        std::fs::write(folder.path().join("classes.json"), serde_json::to_vec(&table).unwrap()).unwrap();
+        let dataset = Dataset::open(&[path.display().to_string()]).unwrap();
+        assert_eq!(dataset.len(), 4);
+        let (found, drawn) = (dataset.get(2).unwrap(), draw(5, 65));
+        assert_eq!(found.mask, drawn.mask);
+        assert_eq!(found.info.captions, drawn.info.captions);
+    }
+}

@@ -1,0 +1,196 @@
+//! The host program end to end: a tiny recipe on drawn scenes alone, from nothing to a bundle that runs.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+#![cfg(feature = "train")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use samclip::contract::Manifest;
+use samclip::runtime::{self, Backend, RuntimeOptions};
+use samclip::train::autodiff::Graph;
+use samclip::train::model::encode;
+use samclip::train::recipe::Recipe;
+use samclip::train::weights;
+use samclip::vision::features::Features;
+
+fn train(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_train"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The shipped recipe, shrunk until it runs in seconds.
+fn tiny_recipe(folder: &Path) -> PathBuf {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+    let mut recipe = Recipe::read(&shipped).unwrap();
+    let sam = &mut recipe.sam;
+    (sam.image_size, sam.embed_dim, sam.depth, sam.num_heads) = (64, 32, 2, 2);
+    (sam.stem, sam.global_attn_indexes) = (vec![8, 8, 16, 32], vec![0, 1]);
+    (sam.out_chans, sam.decoder_mlp_dim) = (32, 32);
+    (recipe.clip_head.text_dim, recipe.clip_head.mlp_dim) = (32, 32);
+    (recipe.text.width, recipe.text.heads, recipe.text.layers) = (32, 2, 1);
+    (
+        recipe.clip_teacher.image_size,
+        recipe.clip_teacher.width,
+        recipe.clip_teacher.layers,
+    ) = (32, 32, 1);
+    (recipe.clip_teacher.head_width, recipe.export.prompts) = (16, 2);
+    recipe.export.background.truncate(1);
+    for stage in [
+        &mut recipe.teach_sam,
+        &mut recipe.teach_clip,
+        &mut recipe.probe,
+        &mut recipe.distill,
+    ] {
+        (stage.steps, stage.batch, stage.warmup) = (2, 2, 1);
+    }
+    let path = folder.join("tiny.toml");
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let arguments = [
+        "run",
+        "--recipe",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let output = train(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let again = train(&arguments);
+    assert!(
+        again.status.success(),
+        "a finished run runs again: {}",
+        text(&again.stderr)
+    );
+
+    let bundle = Manifest::read(&out.join("bundle")).unwrap();
+    let recipe = Recipe::read(&recipe).unwrap();
+    let mut weights = weights::read(&out.join("distill.safetensors")).unwrap();
+    weights.retain(|name, _| !name.starts_with("first.") && !name.starts_with("second."));
+    let graph = Graph::<burn_flex::Flex>::new(&weights, Default::default());
+    let image: Vec<f32> = (0..3 * 64 * 64).map(|i| (i as f32 * 0.011).sin()).collect();
+    let expected = encode(&graph, &recipe.merged(), &graph.input(image.clone(), &[1, 3, 64, 64]));
+
+    let options = RuntimeOptions {
+        backend: Backend::Tract,
+        ..RuntimeOptions::default()
+    };
+    let mut engine = runtime::open(&bundle, &options).unwrap();
+    let mut features = Features::default();
+    engine.encoder.encode(&image, &mut features).unwrap();
+    // Weights are stored as fp16, which rounds them by up to 4.9e-4.
+    for (name, found, expected) in [
+        (
+            "image_embeddings",
+            &features.image_embeddings,
+            graph.values(&expected.image_embeddings),
+        ),
+        (
+            "patch_embeddings",
+            &features.patch_embeddings,
+            graph.values(&expected.patch_embeddings),
+        ),
+        (
+            "image_embedding",
+            &features.image_embedding,
+            graph.values(&expected.image_embedding),
+        ),
+    ] {
+        let error: f32 = found.iter().zip(&expected).map(|(f, e)| (f - e).powi(2)).sum();
+        let norm: f32 = expected.iter().map(|e| e * e).sum();
+        assert_eq!(found.len(), expected.len(), "{name}");
+        assert!(
+            (error / norm).sqrt() < 5e-3,
+            "{name}: relative L2 {}",
+            (error / norm).sqrt()
+        );
+    }
+}
+
+#[test]
+fn a_recipe_with_an_unknown_key_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny_recipe(folder.path());
+    let recipe = std::fs::read_to_string(&path).unwrap().replace("merges = ", "merge = ");
+    std::fs::write(&path, recipe).unwrap();
+    let output = train(&[
+        "run",
+        "--recipe",
+        path.to_str().unwrap(),
+        "--out",
+        folder.path().to_str().unwrap(),
+    ]);
+    let message = text(&output.stderr);
+    assert!(
+        !output.status.success() && message.contains("unknown field `merge`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn impossible_recipe_values_name_the_key_and_what_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny_recipe(folder.path());
+    let recipe = std::fs::read_to_string(&path).unwrap();
+    for (from, to, key) in [
+        (
+            "patch_size = 16",
+            "patch_size = 14",
+            "sam.patch_size: found 14, expected 16",
+        ),
+        (
+            "num_heads = 2",
+            "num_heads = 3",
+            "sam.num_heads: found 3, expected a divisor of embed_dim 32",
+        ),
+        (
+            "vocab_size = 4096",
+            "vocab_size = 4000",
+            "text.vocab_size: found 4000, expected merges + 514 = 4096",
+        ),
+    ] {
+        assert!(recipe.contains(from), "{from}");
+        std::fs::write(&path, recipe.replacen(from, to, 1)).unwrap();
+        let message = Recipe::read(&path).unwrap_err().to_string();
+        assert!(message.contains(key), "{message}");
+    }
+}
+
+#[test]
+fn import_checks_a_published_checkpoint_and_stores_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = |name: &str| format!("{}/tests/data/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let out = folder.path().join("sam.safetensors");
+    let (checkpoint, config) = (golden("sam_tiny.pth"), golden("sam_tiny.json"));
+    let output = train(&[
+        "import",
+        "--sam",
+        &checkpoint,
+        "--config",
+        &config,
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(
+        weights::read(&out).unwrap(),
+        weights::read(Path::new(&checkpoint)).unwrap()
+    );
+    let refused = train(&["import", "--sam", &checkpoint]);
+    let message = text(&refused.stderr);
+    assert!(
+        !refused.status.success() && message.contains("does not fit the model"),
+        "{message}"
+    );
+}
