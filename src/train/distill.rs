@@ -26,7 +26,7 @@ use crate::train::sam_loss;
 use crate::train::session::{Identity, Session, SessionError, StepLoss, Tape, Tensor};
 use crate::train::teachers::{CLIP_NORMALISATION, clip_config};
 use crate::train::text_bank::{TextBank, tokenize};
-use crate::train::weights::Weights;
+use crate::train::weights::{Values, Weights};
 
 /// Stage numbers, for random streams.
 const PROBE: u64 = 3;
@@ -73,6 +73,11 @@ pub fn student(recipe: &Recipe, sam: &Weights, clip: &Weights) -> Weights {
             values.data.clone_from(&found.data);
         }
     }
+    let scale = Values {
+        shape: Vec::new(),
+        data: vec![recipe.losses.logit_scale.ln()],
+    };
+    weights.insert("logit_scale".into(), scale);
     weights
 }
 

@@ -91,6 +91,12 @@ pub struct LossWeights {
     /// "window" and "car"), and patches cannot be told apart by it.
     #[serde(default)]
     pub train_text: bool,
+    /// Departure: weight of the CLIP teacher's loss that tells class names apart by their words alone: two
+    /// templates of one name are positives, other names negatives. 0 is CLIP.
+    #[serde(default)]
+    pub name_contrast: f32,
+    /// Logit scale that the student starts from; CLIP's models end near 100.
+    pub logit_scale: f32,
 }
 
 /// What the bundle fixes.

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use burn_backend::ops::FloatTensorOps;
 use rand::RngExt;
 
 use crate::text::tokenizer::Tokenizer;
@@ -32,6 +33,9 @@ pub const CLIP_NORMALISATION: Normalisation = Normalisation {
 /// Stage numbers, for random streams.
 const SAM: u64 = 1;
 const CLIP: u64 = 2;
+
+/// Class names per step that the text tower learns to tell apart by their words.
+const NAMES_PER_STEP: usize = 64;
 
 /// The CLIP teacher's configuration.
 #[must_use]
@@ -176,6 +180,13 @@ pub fn clip(
 ) -> Result<Weights, SessionError> {
     let (config, stage) = (clip_config(recipe), &recipe.teach_clip);
     let side = config.vision_cfg.image_size;
+    let mut names = feed.names();
+    names.extend(
+        crate::train::synth::names()
+            .iter()
+            .filter_map(canonical)
+            .map(str::to_owned),
+    );
     let mut session = Session::open(folder, "clip_teacher", identity, || {
         initial::weights(&inventory::clip(&config), recipe.seed + 1)
     })?;
@@ -189,18 +200,41 @@ pub fn clip(
             texts.push(pair.text.chars().take(300).collect::<String>());
         }
         let tokens = tokenize(tokenizer, &texts).expect("texts are cut to 300 characters");
-        (pixels, texts, tokens)
+        let mut rng = feed.rng(CLIP, step, stage.batch);
+        let chosen: Vec<&String> = (0..NAMES_PER_STEP)
+            .map(|_| &names[rng.random_range(0..names.len())])
+            .collect();
+        let mut pair = || {
+            let texts: Vec<String> = chosen.iter().map(|n| in_template(n, &mut rng)).collect();
+            tokenize(tokenizer, &texts).expect("class names are short")
+        };
+        let named = (chosen.iter().map(|n| (*n).clone()).collect::<Vec<_>>(), pair(), pair());
+        (pixels, texts, tokens, named)
     };
     session.run(
         stage,
         &recipe.optimizer,
         |_| 1.0,
         batch,
-        |graph, (pixels, texts, tokens): (_, _, TokenBatch)| {
+        |graph, (pixels, texts, tokens, named)| {
+            let embed = |tokens: &TokenBatch| {
+                let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, false, tokens);
+                graph.unit_norm(&text)
+            };
             let image = graph.input(pixels, &[stage.batch, 3, side, side]);
             let image = graph.unit_norm(&clip::encode_image(graph, &config, &image));
-            let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, false, &tokens);
-            contrastive(graph, &image, &graph.unit_norm(&text), &texts)
+            let scale = graph.reshape(&Tape::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
+            let (clip, top1) = contrastive(graph, &image, &embed(&tokens), &texts, &scale);
+            let mut parts = vec![("clip", graph.values(&clip)[0]), ("in-batch top-1", top1)];
+            let mut total = clip;
+            if recipe.losses.name_contrast > 0.0 {
+                let (names, first, second) = named;
+                let scale = graph.input(vec![recipe.losses.logit_scale], &[1, 1]);
+                let (loss, top1) = contrastive(graph, &embed(&first), &embed(&second), &names, &scale);
+                parts.extend([("names", graph.values(&loss)[0]), ("names top-1", top1)]);
+                total = graph.add(&total, &graph.scale(&loss, recipe.losses.name_contrast));
+            }
+            StepLoss { total, parts }
         },
     )?;
     // CLIP bounds its temperature at 1/100.
@@ -210,34 +244,28 @@ pub fn clip(
     Ok(session.weights)
 }
 
-/// CLIP's symmetric loss of unit-norm `[B, D]` pairs; pictures with equal texts are positives of each other.
-fn contrastive(graph: &Graph<Tape>, image: &Tensor, text: &Tensor, texts: &[String]) -> StepLoss {
-    use burn_backend::ops::FloatTensorOps;
-    let b = texts.len();
-    let scale = Tape::float_exp(graph.weight("logit_scale", &[]));
-    let scale = graph.reshape(&scale, &[1, 1]);
-    let logits = graph.mul(&graph.matmul(image, &graph.permute(text, &[1, 0])), &scale);
-    let mut target = vec![0.0; b * b];
-    for (row, text) in target.chunks_mut(b).zip(texts) {
+/// CLIP's symmetric loss `[1]` of unit-norm `[B, D]` pairs, and the share of rows whose best column is right;
+/// rows with equal texts are positives of each other.
+fn contrastive(graph: &Graph<Tape>, a: &Tensor, b: &Tensor, texts: &[String], scale: &Tensor) -> (Tensor, f32) {
+    let n = texts.len();
+    let logits = graph.mul(&graph.matmul(a, &graph.permute(b, &[1, 0])), scale);
+    let mut target = vec![0.0; n * n];
+    for (row, text) in target.chunks_mut(n).zip(texts) {
         let equal = texts.iter().filter(|t| *t == text).count();
         for (cell, other) in row.iter_mut().zip(texts) {
-            *cell = if other == text { 1.0 / (equal * b) as f32 } else { 0.0 };
+            *cell = if other == text { 1.0 / (equal * n) as f32 } else { 0.0 };
         }
     }
-    let target = graph.input(target, &[b, b]);
-    let by_image = cross_entropy(graph, &logits, &target);
-    let by_text = cross_entropy(graph, &graph.permute(&logits, &[1, 0]), &target);
-    let total = graph.reshape(&graph.scale(&graph.add(&by_image, &by_text), 0.5), &[1]);
+    let target = graph.input(target, &[n, n]);
+    let by_row = cross_entropy(graph, &logits, &target);
+    let by_column = cross_entropy(graph, &graph.permute(&logits, &[1, 0]), &target);
+    let total = graph.reshape(&graph.scale(&graph.add(&by_row, &by_column), 0.5), &[1]);
     let values = graph.values(&logits);
-    let best = |row: &[f32]| (0..b).max_by(|&i, &j| row[i].total_cmp(&row[j])).unwrap_or(0);
+    let best = |row: &[f32]| (0..n).max_by(|&i, &j| row[i].total_cmp(&row[j])).unwrap_or(0);
     let right = values
-        .chunks(b)
+        .chunks(n)
         .enumerate()
         .filter(|(i, row)| texts[best(row)] == texts[*i])
         .count();
-    let parts = vec![
-        ("clip", graph.values(&total)[0]),
-        ("in-batch top-1", right as f32 / b as f32),
-    ];
-    StepLoss { total, parts }
+    (total, right as f32 / n as f32)
 }
