@@ -192,7 +192,7 @@ fn play(
             let found = pipeline.run(&sample.frame)?;
             outlet.send(pipeline, &found, clock)?;
             write!(table, "{}", table_rows(&sample.name, pipeline, &found))?;
-            write_annotated(&options.out.join(format!("{}.jpg", sample.name)), pipeline, &found)?;
+            write_annotated(&options.out.join(format!("{}.png", sample.name)), pipeline, &found)?;
             shown += 1;
         }
         if !options.looped {

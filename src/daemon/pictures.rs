@@ -3,7 +3,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
@@ -59,7 +58,7 @@ pub fn annotated(pipeline: &Pipeline, found: &Detections) -> Vec<u8> {
     rgb
 }
 
-/// Writes the annotated frame: PNG for `.png`, otherwise JPEG of quality 90.
+/// Writes the annotated frame as PNG.
 ///
 /// # Errors
 /// [`PictureError`], naming the file.
@@ -67,11 +66,7 @@ pub fn write_annotated(path: &Path, pipeline: &Pipeline, found: &Detections) -> 
     let rgb = annotated(pipeline, found);
     let (width, height) = (found.size.width() as u32, found.size.height() as u32);
     let mut bytes = Vec::new();
-    let encoded = if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
-        PngEncoder::new(&mut bytes).write_image(&rgb, width, height, ExtendedColorType::Rgb8)
-    } else {
-        JpegEncoder::new_with_quality(&mut bytes, 90).write_image(&rgb, width, height, ExtendedColorType::Rgb8)
-    };
+    let encoded = PngEncoder::new(&mut bytes).write_image(&rgb, width, height, ExtendedColorType::Rgb8);
     encoded.map_err(|e| PictureError::Encode {
         path: path.to_owned(),
         message: e.to_string(),
