@@ -2,7 +2,7 @@
 //!
 //! Zero-shot semantic segmentation, the protocol: the validation tenth of the photos (split by hash of the
 //! key), at their own size; ten names and the bundle's background prompts compete in every photo, whatever it
-//! shows; a pixel gets the best name, or none if its calibrated probability is below a half. Pixels without a
+//! shows; a pixel gets the name of the highest probability, or none if the background prompts together have more. Pixels without a
 //! label do not count; a prediction on background, or on a label outside the ten, is a false positive
 //! unless the photo's collection does not annotate the name or the two names overlap. IoU is summed over all
 //! photos. The constant-class figure is the IoU of predicting that class everywhere.
@@ -18,7 +18,7 @@ use crate::vision::frame::{CaptureTime, Frame, PixelFormat, Sequence};
 use crate::vision::geometry::{FrameSize, SizeError};
 use crate::vision::pixels::PixelError;
 use crate::vision::preprocess::Preprocessor;
-use crate::vision::query::{PromptRules, Queries, QueryError, mean_embedding, score};
+use crate::vision::query::{PromptRules, Queries, QueryError, mean_embedding, score, sigmoid};
 use crate::vision::refine::{RefineRules, semantic_logits};
 
 /// The classes of the table.
@@ -224,8 +224,9 @@ pub fn semantic(
         let alone: Vec<Vec<f32>> = (0..CLASSES.len()).map(|q| scores.frame_logits(q)).collect();
         let both = (0..CLASSES.len()).map(|q| semantic_logits(&scores, q, &prompts, &decoded, &rules));
         let both: Vec<Vec<f32>> = both.collect();
-        truth.count(&alone, &mut tallies[0]);
-        truth.count(&both, &mut tallies[1]);
+        let none = background_probability(&alone);
+        truth.count(&alone, &none, &mut tallies[0]);
+        truth.count(&both, &none, &mut tallies[1]);
         photos += 1;
         pixels += truth.label.iter().filter(|l| !matches!(l, Label::Unknown)).count() as u64;
         for (class, shown) in shown.iter_mut().enumerate() {
@@ -244,6 +245,13 @@ pub fn semantic(
         classes: classes.collect(),
         provider: engine.provider.clone(),
     })
+}
+
+/// What the probabilities of all names leave for the background prompts, per pixel; `logits[class][pixel]` are log odds.
+fn background_probability(logits: &[Vec<f32>]) -> Vec<f32> {
+    let pixels = logits.first().map_or(0, Vec::len);
+    let named = |pixel: usize| logits.iter().map(|l| sigmoid(l[pixel])).sum::<f32>();
+    (0..pixels).map(|pixel| 1.0 - named(pixel)).collect()
 }
 
 /// What a pixel is labelled as.
@@ -294,11 +302,11 @@ impl Truth {
         }
     }
 
-    /// Adds the prediction by `logits[class][pixel]` (log odds) to the tallies.
-    fn count(&self, logits: &[Vec<f32>], tallies: &mut [Tally; CLASSES.len()]) {
+    /// Adds the prediction by `logits[class][pixel]` (log odds) to the tallies; `none` is the background's probability.
+    fn count(&self, logits: &[Vec<f32>], none: &[f32], tallies: &mut [Tally; CLASSES.len()]) {
         for (pixel, label) in self.label.iter().enumerate() {
             let best = (0..CLASSES.len()).max_by(|&a, &b| logits[a][pixel].total_cmp(&logits[b][pixel]));
-            let best = best.filter(|&b| logits[b][pixel] >= 0.0);
+            let best = best.filter(|&b| sigmoid(logits[b][pixel]) >= none[pixel]);
             match label {
                 Label::Unknown => {}
                 Label::Background => {
@@ -356,7 +364,7 @@ mod tests {
             Label::Other(1),
         ];
         let mut tallies = [Tally::default(); CLASSES.len()];
-        truth(labels).count(&everywhere(1, 1.0, 5), &mut tallies);
+        truth(labels).count(&everywhere(1, 1.0, 5), &[0.5; 5], &mut tallies);
         assert_eq!(
             tallies[1],
             Tally {
@@ -379,14 +387,20 @@ mod tests {
     #[test]
     fn unannotated_background_and_overlapping_names_are_no_mistakes() {
         let mut tallies = [Tally::default(); CLASSES.len()];
-        truth(vec![Label::Background, Label::Other(1)]).count(&everywhere(4, 1.0, 2), &mut tallies);
+        truth(vec![Label::Background, Label::Other(1)]).count(&everywhere(4, 1.0, 2), &[0.5; 2], &mut tallies);
         assert_eq!(tallies[4], Tally::default());
     }
 
     #[test]
-    fn a_pixel_below_a_half_has_no_name() {
+    fn the_background_takes_what_the_names_leave() {
+        let none = background_probability(&[vec![0.0, -20.0], vec![-20.0, -20.0]]);
+        assert!((none[0] - 0.5).abs() < 1e-3 && (none[1] - 1.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_pixel_whose_best_name_is_below_the_background_has_none() {
         let mut tallies = [Tally::default(); CLASSES.len()];
-        truth(vec![Label::Class(1)]).count(&everywhere(1, -0.1, 1), &mut tallies);
+        truth(vec![Label::Class(1)]).count(&everywhere(1, -0.1, 1), &[0.5], &mut tallies);
         assert_eq!(
             tallies[1],
             Tally {
