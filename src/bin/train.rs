@@ -180,7 +180,8 @@ impl Run {
         })
     }
 
-    fn teachers(&self) -> Result<distill::Teachers> {
+    /// The teachers, and the student that they make.
+    fn teachers(&self) -> Result<(distill::Teachers, weights::Weights)> {
         let Self {
             recipe,
             feed,
@@ -191,7 +192,11 @@ impl Run {
         let sam = teachers::sam(recipe, feed, out, identity)?;
         let clip = teachers::clip(recipe, feed, &self.tokenizer, out, identity)?;
         let text = TextBank::new(&clip, &recipe.text, recipe.clip_head.text_dim, self.tokenizer.clone());
-        Ok(distill::Teachers::new(&sam, &clip, text, self.tokenizer.clone()))
+        let student = distill::student(recipe, &sam, &clip);
+        Ok((
+            distill::Teachers::new(&sam, &clip, text, self.tokenizer.clone()),
+            student,
+        ))
     }
 
     fn probe(&self) -> Result<(distill::Teachers, weights::Weights)> {
@@ -202,12 +207,7 @@ impl Run {
             out,
             ..
         } = self;
-        let mut teachers = self.teachers()?;
-        let student = || {
-            let read = |stage: &str| read_stage(out, stage);
-            Ok::<_, weights::WeightsError>(distill::student(recipe, &read("sam_teacher")?, &read("clip_teacher")?))
-        };
-        let student = student()?;
+        let (mut teachers, student) = self.teachers()?;
         let probed = distill::probe(recipe, feed, &mut teachers, || student, out, identity)?;
         Ok((teachers, probed))
     }
@@ -223,12 +223,6 @@ impl Run {
         let (mut teachers, probed) = self.probe()?;
         Ok(distill::distill(recipe, feed, &mut teachers, || probed, out, identity)?)
     }
-}
-
-fn read_stage(out: &Path, stage: &str) -> Result<weights::Weights, weights::WeightsError> {
-    Ok(without_moments(weights::read(
-        &out.join(format!("{stage}.safetensors")),
-    )?))
 }
 
 /// A checkpoint's weights without the optimiser's state.

@@ -111,7 +111,8 @@ pub fn probe(
     Ok(session.weights)
 }
 
-/// Stage 2: backbone, CLIP head and SAM head; prompt encoder and text tower stay frozen.
+/// Stage 2: backbone, CLIP head and SAM head; the prompt encoder stays frozen, the text tower too unless
+/// `losses.train_text` is set.
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
