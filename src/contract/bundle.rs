@@ -229,7 +229,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::contract::{Calibration, DecoderSpec, EncoderSpec, Precision, Source, TextSpec};
+    use crate::contract::{Calibration, Compute, DecoderSpec, EncoderSpec, Precision, Source, TextSpec};
 
     fn manifest() -> Manifest {
         let encoder = EncoderSpec {
@@ -260,6 +260,7 @@ mod tests {
             calibration: Calibration::default(),
             precision: vec![Precision {
                 name: "fp16-stored".into(),
+                compute: Compute::Fp32,
                 encoder: "encoder.onnx".into(),
                 mask_decoder: "mask_decoder.onnx".into(),
                 text_encoder: "text_encoder.onnx".into(),

@@ -126,12 +126,29 @@ impl Default for Calibration {
     }
 }
 
+/// The arithmetic that a variant's graphs ask for; chooses which provider may run it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// 32-bit floats: every back end runs it.
+    #[default]
+    Fp32,
+    /// 16-bit floats: for GPUs.
+    Fp16,
+    /// 8-bit integers between QuantizeLinear and DequantizeLinear: for TensorRT and ONNX Runtime, never for tract,
+    /// which runs such graphs inexactly.
+    Int8,
+}
+
 /// One variant of the three graphs and what it costs in accuracy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Precision {
     /// e.g. `fp16-stored`: weights stored as 16-bit floats, computed in 32 bits.
     pub name: String,
+    /// What the graphs compute in.
+    #[serde(default)]
+    pub compute: Compute,
     /// File of the image encoder.
     pub encoder: String,
     /// File of the mask decoder.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::contract::{
-    Bundle, BundleError, Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Precision, TextSpec,
+    Bundle, BundleError, Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Precision, TextSpec,
 };
 use crate::text::tokenizer::{STANDARD_MERGES, TextError, standard_merges};
 use crate::train::feed::NORMALISATION;
@@ -104,6 +104,7 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundl
         },
         precision: vec![Precision {
             name: "fp16-stored".into(),
+            compute: Compute::Fp32,
             encoder: "encoder.onnx".into(),
             mask_decoder: "mask_decoder.onnx".into(),
             text_encoder: "text_encoder.onnx".into(),

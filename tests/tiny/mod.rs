@@ -10,8 +10,8 @@ use std::path::Path;
 
 use prost::Message;
 use samclip::contract::{
-    Bundle, Calibration, DecoderSpec, EncoderSpec, FORMAT_VERSION, GraphKind, Manifest, OPENAI_CLIP_VOCABULARY,
-    Precision, Source, TensorSpec, TextSpec,
+    Bundle, Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, GraphKind, Manifest,
+    OPENAI_CLIP_VOCABULARY, Precision, Source, TensorSpec, TextSpec,
 };
 use samclip::text::tokenizer::Tokenizer;
 use tract_onnx::pb::{
@@ -51,6 +51,7 @@ pub fn write(dir: &Path) -> Bundle {
         calibration: Calibration::default(),
         precision: vec![Precision {
             name: "fp32".into(),
+            compute: Compute::Fp32,
             encoder: "encoder.onnx".into(),
             mask_decoder: "mask_decoder.onnx".into(),
             text_encoder: "text_encoder.onnx".into(),
