@@ -49,6 +49,9 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
     ] {
         (stage.steps, stage.batch, stage.warmup) = (2, 2, 1);
     }
+    let adapt = recipe.adapt.as_mut().unwrap();
+    adapt.image_size = 96;
+    (adapt.stage.steps, adapt.stage.batch, adapt.stage.warmup) = (2, 2, 1);
     let path = folder.join("tiny.toml");
     std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
     path
@@ -75,12 +78,16 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
     );
 
     let bundle = Manifest::read(&out.join("bundle")).unwrap();
-    let recipe = Recipe::read(&recipe).unwrap();
-    let mut weights = weights::read(&out.join("distill.safetensors")).unwrap();
+    let recipe = Recipe::read(&recipe).unwrap().adapted();
+    assert_eq!(
+        bundle.manifest.encoder.side, 96,
+        "the bundle has the size of the last stage"
+    );
+    let mut weights = weights::read(&out.join("adapt.safetensors")).unwrap();
     weights.retain(|name, _| !name.starts_with("first.") && !name.starts_with("second."));
     let graph = Graph::<burn_flex::Flex>::new(&weights, Default::default());
-    let image: Vec<f32> = (0..3 * 64 * 64).map(|i| (i as f32 * 0.011).sin()).collect();
-    let expected = encode(&graph, &recipe.merged(), &graph.input(image.clone(), &[1, 3, 64, 64]));
+    let image: Vec<f32> = (0..3 * 96 * 96).map(|i| (i as f32 * 0.011).sin()).collect();
+    let expected = encode(&graph, &recipe.merged(), &graph.input(image.clone(), &[1, 3, 96, 96]));
 
     let options = RuntimeOptions {
         backend: Backend::Tract,

@@ -9,7 +9,7 @@ use samclip::train::dataset::{Dataset, Split};
 use samclip::train::feed::Feed;
 use samclip::train::model::{ClipConfig, SamConfig};
 use samclip::train::recipe::Recipe;
-use samclip::train::session::Identity;
+use samclip::train::session::RunFolder;
 use samclip::train::text_bank::TextBank;
 use samclip::train::{distill, import, teachers, weights};
 
@@ -31,6 +31,8 @@ enum Command {
     Probe(RunArguments),
     /// Stage 2: backbone, CLIP head and SAM head together.
     Distill(RunArguments),
+    /// Stage 3: the heads at the size of the bundle.
+    Adapt(RunArguments),
     /// Writes the bundle of a finished run.
     Export(ExportArguments),
     /// Reads a published checkpoint, checks every tensor and stores it as .safetensors.
@@ -98,7 +100,7 @@ struct ExportArguments {
     /// Recipe file of the run.
     #[arg(long)]
     recipe: PathBuf,
-    /// Checkpoint, for example runs/nano/distill.safetensors.
+    /// Checkpoint of the run's last stage, for example runs/nano/adapt.safetensors.
     #[arg(long)]
     checkpoint: PathBuf,
     /// Folder of the bundle.
@@ -128,10 +130,11 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let run = Run::open(&arguments)?;
-            let weights = run.distill()?;
+            let weights = run.adapt()?;
             export(&run.recipe, &weights, &arguments.out.join("bundle"))
         }
         Command::Distill(arguments) => Run::open(&arguments)?.distill().map(|_| ()),
+        Command::Adapt(arguments) => Run::open(&arguments)?.adapt().map(|_| ()),
         Command::Export(arguments) => {
             let weights = without_moments(weights::read(&arguments.checkpoint)?);
             export(&Recipe::read(&arguments.recipe)?, &weights, &arguments.out)
@@ -149,8 +152,7 @@ struct Run {
     recipe: Recipe,
     feed: Feed,
     tokenizer: Tokenizer,
-    identity: Identity,
-    out: PathBuf,
+    folder: RunFolder,
 }
 
 impl Run {
@@ -165,8 +167,8 @@ impl Run {
         let data = dataset
             .as_ref()
             .map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
-        let identity = Identity {
-            recipe: toml::to_string(&recipe).context("the recipe is valid TOML")?,
+        let folder = RunFolder {
+            path: arguments.out.clone(),
             data,
         };
         let tokenizer = Tokenizer::shortened(recipe.merges)?;
@@ -175,22 +177,17 @@ impl Run {
             recipe,
             feed,
             tokenizer,
-            identity,
-            out: arguments.out.clone(),
+            folder,
         })
     }
 
     /// The teachers, and the student that they make.
     fn teachers(&self) -> Result<(distill::Teachers, weights::Weights)> {
         let Self {
-            recipe,
-            feed,
-            identity,
-            out,
-            ..
+            recipe, feed, folder, ..
         } = self;
-        let sam = teachers::sam(recipe, feed, out, identity)?;
-        let clip = teachers::clip(recipe, feed, &self.tokenizer, out, identity)?;
+        let sam = teachers::sam(recipe, feed, folder)?;
+        let clip = teachers::clip(recipe, feed, &self.tokenizer, folder)?;
         let text = TextBank::new(&clip, &recipe.text, recipe.clip_head.text_dim, self.tokenizer.clone());
         let student = distill::student(recipe, &sam, &clip);
         Ok((
@@ -201,27 +198,28 @@ impl Run {
 
     fn probe(&self) -> Result<(distill::Teachers, weights::Weights)> {
         let Self {
-            recipe,
-            feed,
-            identity,
-            out,
-            ..
+            recipe, feed, folder, ..
         } = self;
         let (mut teachers, student) = self.teachers()?;
-        let probed = distill::probe(recipe, feed, &mut teachers, || student, out, identity)?;
+        let probed = distill::probe(recipe, feed, &mut teachers, || student, folder)?;
         Ok((teachers, probed))
     }
 
-    fn distill(&self) -> Result<weights::Weights> {
+    fn distill(&self) -> Result<(distill::Teachers, weights::Weights)> {
         let Self {
-            recipe,
-            feed,
-            identity,
-            out,
-            ..
+            recipe, feed, folder, ..
         } = self;
         let (mut teachers, probed) = self.probe()?;
-        Ok(distill::distill(recipe, feed, &mut teachers, || probed, out, identity)?)
+        let distilled = distill::distill(recipe, feed, &mut teachers, || probed, folder)?;
+        Ok((teachers, distilled))
+    }
+
+    fn adapt(&self) -> Result<weights::Weights> {
+        let Self {
+            recipe, feed, folder, ..
+        } = self;
+        let (mut teachers, distilled) = self.distill()?;
+        Ok(distill::adapt(recipe, feed, &mut teachers, distilled, folder)?)
     }
 }
 

@@ -1,11 +1,11 @@
-//! Stages 1 and 2 of the paper: head probing, then joint distillation of backbone, CLIP head and SAM head.
+//! Stages 1 to 3 of the paper: head probing, joint distillation of backbone, CLIP head and SAM head, adaptation to the
+//! bundle's size.
 //!
 //! Departures from the paper, all set in the recipe: pictures of a step serve all losses (the paper draws
 //! separate batches because its teachers' data differ); `losses.labelled` mixes labelled masks into the SAM
 //! teacher's; `losses.region_text` adds the cross-entropy of patch embeddings against class names.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use burn_backend::ops::FloatTensorOps;
 use burn_flex::Flex;
@@ -15,22 +15,24 @@ use crate::text::templates::TEMPLATES;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
-use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, upsample};
+use crate::train::feed::{Feed, Item, MASK_PROMPTS, NameTargets, PromptBatch, upsample};
 use crate::train::initial;
 use crate::train::loss::{cosine, cross_entropy};
 use crate::train::model::position::linear_matrix;
-use crate::train::model::{clip, clip_head, encoder, inventory};
+use crate::train::model::{SamConfig, clip, clip_head, encoder, inventory, resize};
 use crate::train::ops::Ops;
-use crate::train::recipe::{Recipe, Stage};
+use crate::train::recipe::{Recipe, Stage, StageName};
 use crate::train::sam_loss;
-use crate::train::session::{Identity, Session, SessionError, StepLoss, Tape, Tensor};
+use crate::train::session::{RunFolder, Session, SessionError, StepLoss, Tape, Tensor};
 use crate::train::teachers::{CLIP_NORMALISATION, clip_config};
 use crate::train::text_bank::{TextBank, tokenize};
 use crate::train::weights::{Values, Weights};
+use crate::vision::query::{PromptRules, sample_patches};
 
 /// Stage numbers, for random streams.
 const PROBE: u64 = 3;
 const DISTILL: u64 = 4;
+const ADAPT: u64 = 5;
 
 /// Frozen teachers: held in their own type, without a tape, so that they cannot be trained by mistake.
 pub struct Teachers {
@@ -88,6 +90,8 @@ pub struct Input {
     prompts: PromptBatch,
     targets: NameTargets,
     template: &'static str,
+    /// Seed of the points that are drawn from the CLIP head's scores.
+    points_seed: u64,
 }
 
 /// Grid of the region-text loss, in cells per patch and direction.
@@ -102,12 +106,17 @@ pub fn probe(
     feed: &Feed,
     teachers: &mut Teachers,
     initial: impl FnOnce() -> Weights,
-    folder: &Path,
-    identity: &Identity,
+    folder: &RunFolder,
 ) -> Result<Weights, SessionError> {
     let rate = |name: &str| f32::from(u8::from(name.starts_with("clip_head.")));
-    let mut session = Session::open(folder, "probe", identity, initial)?;
-    run(&mut session, &recipe.probe, PROBE, recipe, feed, teachers, &rate)?;
+    let mut session = folder.session(recipe, StageName::Probe, initial)?;
+    let step = Steps {
+        stage: &recipe.probe,
+        number: PROBE,
+        masks: MASK_PROMPTS,
+        own_points: false,
+    };
+    run(&mut session, &step, recipe, feed, teachers, &rate)?;
     Ok(session.weights)
 }
 
@@ -121,8 +130,7 @@ pub fn distill(
     feed: &Feed,
     teachers: &mut Teachers,
     initial: impl FnOnce() -> Weights,
-    folder: &Path,
-    identity: &Identity,
+    folder: &RunFolder,
 ) -> Result<Weights, SessionError> {
     let slow = recipe.distill.backbone_rate;
     let text = inventory::text(&recipe.text, recipe.clip_head.text_dim);
@@ -133,20 +141,77 @@ pub fn distill(
         _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => slow,
         _ => 0.0,
     };
-    let mut session = Session::open(folder, "distill", identity, initial)?;
-    run(&mut session, &recipe.distill, DISTILL, recipe, feed, teachers, &rate)?;
+    let mut session = folder.session(recipe, StageName::Distill, initial)?;
+    let step = Steps {
+        stage: &recipe.distill,
+        number: DISTILL,
+        masks: MASK_PROMPTS,
+        own_points: false,
+    };
+    run(&mut session, &step, recipe, feed, teachers, &rate)?;
     Ok(session.weights)
+}
+
+/// Stage 3: the heads at the bundle's size, if the recipe has that stage; the position tables are resized first.
+/// Returns the weights of [`Recipe::adapted`].
+///
+/// # Errors
+/// [`SessionError`] of the stage.
+pub fn adapt(
+    recipe: &Recipe,
+    feed: &Feed,
+    teachers: &mut Teachers,
+    distilled: Weights,
+    folder: &RunFolder,
+) -> Result<Weights, SessionError> {
+    let Some(adapt) = &recipe.adapt else {
+        return Ok(distilled);
+    };
+    let adapted = recipe.adapted();
+    let rate = |name: &str| match name {
+        _ if name.starts_with("clip_head.") => 1.0,
+        _ if name.starts_with("mask_decoder.") => adapt.mask_decoder_rate,
+        _ if name.starts_with("image_encoder.") => adapt.stage.backbone_rate,
+        _ => 0.0,
+    };
+    let mut session = folder.session(recipe, StageName::Adapt, || {
+        resize::positions(&distilled, &recipe.merged(), &adapted.merged())
+    })?;
+    let step = Steps {
+        stage: &adapt.stage,
+        number: ADAPT,
+        masks: adapt.own_prompts,
+        own_points: true,
+    };
+    run(&mut session, &step, &adapted, feed, teachers, &rate)?;
+    Ok(session.weights)
+}
+
+/// What a stage's steps are made of.
+struct Steps<'a> {
+    stage: &'a Stage,
+    /// Stage number, for random streams.
+    number: u64,
+    /// Share of mask prompts.
+    masks: f64,
+    /// Whether the points of mask prompts are drawn from the CLIP head's scores too.
+    own_points: bool,
 }
 
 fn run(
     session: &mut Session,
-    stage: &Stage,
-    number: u64,
+    steps: &Steps,
     recipe: &Recipe,
     feed: &Feed,
     teachers: &mut Teachers,
     rate: &dyn Fn(&str) -> f32,
 ) -> Result<(), SessionError> {
+    let &Steps {
+        stage,
+        number,
+        masks,
+        own_points,
+    } = steps;
     let config = recipe.merged();
     let (sam, side) = (&config.sam, config.sam.image_size);
     let base = feed.names();
@@ -159,12 +224,14 @@ fn run(
     let cells = patches * CELLS_PER_PATCH;
     let teacher_side = recipe.clip_teacher.image_size;
     let batch = |step: u64| {
+        let mut rng = feed.rng(number, step, stage.batch);
         let mut input = Input {
             items: Vec::new(),
             teacher_pixels: Vec::new(),
             prompts: PromptBatch::default(),
             targets: NameTargets::default(),
-            template: TEMPLATES[feed.rng(number, step, stage.batch).random_range(0..TEMPLATES.len())],
+            template: TEMPLATES[rng.random_range(0..TEMPLATES.len())],
+            points_seed: rng.random(),
         };
         for slot in 0..stage.batch {
             let mut rng = feed.rng(number, step, slot);
@@ -180,9 +247,14 @@ fn run(
             );
             input.teacher_pixels.extend(at_teacher.pixels);
             if stage.prompts > 0 {
-                input
-                    .prompts
-                    .push(&item, stage.prompts, recipe.export.points, 4 * sam.grid(), &mut rng);
+                input.prompts.push(
+                    &item,
+                    stage.prompts,
+                    recipe.export.points,
+                    4 * sam.grid(),
+                    masks,
+                    &mut rng,
+                );
             }
             input.items.push(item);
         }
@@ -224,7 +296,7 @@ fn run(
         }
         if stage.prompts > 0 && recipe.losses.sam > 0.0 {
             if let Some(logits) = &scores {
-                mask_prompts_from_scores(&mut input, logits, patches, 4 * sam.grid());
+                prompts_from_scores(&mut input, logits, patches, sam, own_points);
             }
             if recipe.losses.labelled < 1.0 {
                 let image = teachers.sam.input(pixels, &[b, 3, side, side]);
@@ -295,9 +367,10 @@ fn region_text(
 }
 
 /// Replaces the simulated mask prompts of named regions by what the CLIP head really says: the
-/// logit of the name's probability, clamped to ±10, upsampled.
-fn mask_prompts_from_scores(input: &mut Input, logits: &[f32], n: usize, low: usize) {
-    let k = input.targets.names.len();
+/// logit of the name's probability, clamped to ±10, upsampled; with `points`, also the points, drawn as the daemon
+/// draws them, unless no patch has the name.
+fn prompts_from_scores(input: &mut Input, logits: &[f32], n: usize, sam: &SamConfig, points: bool) {
+    let (k, low) = (input.targets.names.len(), 4 * sam.grid());
     let prompts = &mut input.prompts;
     for row in 0..prompts.counts.len() {
         let item = &input.items[row / prompts.per_image];
@@ -307,26 +380,28 @@ fn mask_prompts_from_scores(input: &mut Input, logits: &[f32], n: usize, low: us
         if prompts.has_mask[row] == 0.0 {
             continue;
         }
-        let Some(column) = input
-            .targets
-            .names
-            .iter()
-            .position(|m| *m == names.names[usize::from(name) - 2])
-        else {
+        let name = &names.names[usize::from(name) - 2];
+        let Some(column) = input.targets.names.iter().position(|m| m == name) else {
             continue;
         };
         let image = &logits[(row / prompts.per_image) * n * n * k..][..n * n * k];
-        let coarse: Vec<f32> = image
-            .chunks(k)
-            .map(|cell| {
-                let rest = cell.iter().enumerate().filter(|(i, _)| *i != column).map(|(_, &l)| l);
-                let highest = rest.clone().fold(f32::MIN, f32::max);
-                let sum: f32 = rest.map(|l| (l - highest).exp()).sum();
-                (cell[column] - highest - sum.ln()).clamp(-10.0, 10.0)
-            })
-            .collect();
+        let coarse: Vec<f32> = image.chunks(k).map(|cell| log_odds(cell, column)).collect();
         prompts.mask[row * low * low..][..low * low].copy_from_slice(&upsample(&coarse, n, low));
+        if points {
+            let there: Vec<usize> = (0..n * n).filter(|&patch| coarse[patch] > 0.0).collect();
+            let seed = input.points_seed ^ row as u64;
+            let drawn = sample_patches(&coarse, &there, PromptRules::default().points, seed);
+            prompts.set_points(row, &drawn, n, sam.image_size);
+        }
     }
+}
+
+/// Logit of the softmax probability of `column` among `logits`, within ±10.
+fn log_odds(logits: &[f32], column: usize) -> f32 {
+    let rest = logits.iter().enumerate().filter(|(i, _)| *i != column).map(|(_, &l)| l);
+    let highest = rest.clone().fold(f32::MIN, f32::max);
+    let sum: f32 = rest.map(|l| (l - highest).exp()).sum();
+    (logits[column] - highest - sum.ln()).clamp(-10.0, 10.0)
 }
 
 /// Mixes the teacher's single-mask probabilities `[R, 4, P]` into the targets `[R, P]`.
@@ -386,4 +461,96 @@ fn name_weights(feed: &Feed) -> HashMap<String, f32> {
         .into_iter()
         .map(|(name, n)| (name, (middle / n).sqrt().clamp(0.5, 2.0) as f32))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::dataset::augment::{Region, View};
+    use crate::train::feed::PixelNames;
+
+    /// One picture of 32 × 32 whose left half is sky, with one mask prompt for the sky.
+    fn input() -> Input {
+        let item = Item {
+            view: View {
+                side: 32,
+                content: (32, 32),
+                pixels: Vec::new(),
+                classes: None,
+                segments: None,
+                region: Region {
+                    x: 0.0,
+                    y: 0.0,
+                    width: 32.0,
+                    height: 32.0,
+                    flip: false,
+                },
+            },
+            names: Some(PixelNames {
+                index: (0..32 * 32).map(|i| if i % 32 < 16 { 2 } else { 1 }).collect(),
+                names: vec!["sky".into()],
+                annotated: Vec::new(),
+            }),
+            text: None,
+        };
+        Input {
+            items: vec![item],
+            teacher_pixels: Vec::new(),
+            prompts: PromptBatch {
+                per_image: 1,
+                coords: vec![9.0; 8],
+                labels: vec![1.0; 4],
+                mask: vec![0.0; 64],
+                has_mask: vec![1.0],
+                target: vec![0.0; 64],
+                counts: vec![1.0],
+                named: vec![Some(2)],
+            },
+            targets: NameTargets {
+                names: vec!["background".into(), "sky".into()],
+                ..NameTargets::default()
+            },
+            template: "{}",
+            points_seed: 1,
+        }
+    }
+
+    fn sam() -> SamConfig {
+        SamConfig {
+            image_size: 32,
+            ..SamConfig::vit_b()
+        }
+    }
+
+    #[test]
+    fn prompts_of_the_last_stage_are_what_the_clip_head_says() {
+        // Patches [2, 2], logits of background and sky: the lower left patch is sky beyond doubt, the upper left barely.
+        let logits = [0.0, 0.5, 3.0, 0.0, 0.0, 30.0, 0.0, -2.0];
+        let mut asked = input();
+        prompts_from_scores(&mut asked, &logits, 2, &sam(), true);
+        assert_eq!(asked.prompts.labels, [1.0, 1.0, -1.0, -1.0], "two patches are sky");
+        assert_eq!(
+            asked.prompts.coords[..4],
+            [7.5, 23.5, 7.5, 7.5],
+            "the surest first, pixel indices"
+        );
+        let mask = &asked.prompts.mask;
+        assert!(
+            (mask[7 * 8] - 10.0).abs() < 1e-6 && (mask[7] + 3.0).abs() < 1e-6,
+            "{mask:?}"
+        );
+    }
+
+    #[test]
+    fn given_points_stay_where_the_stage_or_the_scores_have_none() {
+        let nowhere = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0];
+        for (logits, points) in [(nowhere, true), ([0.0, 9.0, 0.0, 9.0, 0.0, 9.0, 0.0, 9.0], false)] {
+            let mut asked = input();
+            prompts_from_scores(&mut asked, &logits, 2, &sam(), points);
+            assert_eq!(
+                (asked.prompts.coords, asked.prompts.labels),
+                (vec![9.0; 8], vec![1.0; 4])
+            );
+        }
+    }
 }

@@ -39,11 +39,13 @@ pub enum ExportError {
 /// File of the shortened vocabulary's merges.
 const MERGES_FILE: &str = "merges.txt";
 
-/// Writes the bundle of `weights` to `folder`, weights stored as fp16, and reads it back.
+/// Writes the bundle of `weights` to `folder`, weights stored as fp16, and reads it back. The weights are those of the
+/// recipe's last stage.
 ///
 /// # Errors
 /// [`ExportError`] if the weights do not fit the recipe or a file cannot be written.
 pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundle, ExportError> {
+    let recipe = &recipe.adapted();
     let config = recipe.merged();
     weights::check(weights, &inventory::merged(&config), "the checkpoint")?;
     std::fs::create_dir_all(folder).map_err(|source| ExportError::Io {

@@ -239,6 +239,9 @@ pub fn in_template(name: &str, rng: &mut impl Rng) -> String {
     templates[rng.random_range(0..templates.len())].replace("{}", name)
 }
 
+/// Share of mask prompts among the prompts of a batch where the recipe says nothing else.
+pub const MASK_PROMPTS: f64 = 1.0 / 3.0;
+
 /// Prompts for the SAM head with the masks they ask for.
 #[derive(Clone, Debug, Default)]
 pub struct PromptBatch {
@@ -261,8 +264,9 @@ pub struct PromptBatch {
 }
 
 impl PromptBatch {
-    /// Adds `per_image` prompts for one view; `n` points each, mask side `low` (4g).
-    pub fn push(&mut self, item: &Item, per_image: usize, n: usize, low: usize, rng: &mut impl Rng) {
+    /// Adds `per_image` prompts for one view; `n` points each, mask side `low` (4g). A share `masks` of them has a mask
+    /// prompt and points, the others have points or a box.
+    pub fn push(&mut self, item: &Item, per_image: usize, n: usize, low: usize, masks: f64, rng: &mut impl Rng) {
         self.per_image = per_image;
         let regions = regions(item);
         for _ in 0..per_image {
@@ -279,9 +283,8 @@ impl PromptBatch {
             };
             let side = item.view.side;
             let target = shrink(|i| region.contains(item, i), side, low);
-            let kind = rng.random_range(0..3);
-            let with_mask = kind == 2;
-            let (coords, labels) = if kind == 1 {
+            let with_mask = rng.random_bool(masks);
+            let (coords, labels) = if !with_mask && rng.random_bool(0.5) {
                 region.noisy_box(side, n, rng)
             } else {
                 region.random_points(side, n, rng)
@@ -297,6 +300,30 @@ impl PromptBatch {
             self.target.extend(target);
             self.counts.push(1.0);
             self.named.push(region.name);
+        }
+    }
+}
+
+impl PromptBatch {
+    /// Makes the centres of `patches` of an `n × n` grid over `side` pixels the foreground points of prompt `row`; no
+    /// patches leave it as it is.
+    pub fn set_points(&mut self, row: usize, patches: &[usize], n: usize, side: usize) {
+        if patches.is_empty() {
+            return;
+        }
+        let slots = self.labels.len() / self.counts.len();
+        let (coords, labels) = (
+            &mut self.coords[2 * row * slots..][..2 * slots],
+            &mut self.labels[row * slots..][..slots],
+        );
+        coords.fill(0.0);
+        labels.fill(-1.0);
+        let cell = side as f32 / n as f32;
+        for (slot, &patch) in patches.iter().enumerate().take(slots) {
+            // Pixel indices: the prompt encoder adds the half pixel of the centre.
+            coords[2 * slot] = ((patch % n) as f32 + 0.5) * cell - 0.5;
+            coords[2 * slot + 1] = ((patch / n) as f32 + 0.5) * cell - 0.5;
+            labels[slot] = 1.0;
         }
     }
 }

@@ -39,10 +39,56 @@ pub struct Recipe {
     pub probe: Stage,
     /// Stage 2 of the paper: backbone, CLIP head and SAM head together.
     pub distill: Stage,
-    /// Weights of the losses in stages 1 and 2.
+    /// Stage 3 of the paper: the heads get used to the size of the exported bundle. Without it the bundle has the
+    /// size of stage 2.
+    #[serde(default)]
+    pub adapt: Option<Adapt>,
+    /// Weights of the losses in stages 1 to 3.
     pub losses: LossWeights,
     /// The fixed shapes of the exported graphs, and what the daemon needs to know.
     pub export: ExportConfig,
+}
+
+/// The stages, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StageName {
+    /// The SAM teacher.
+    TeachSam,
+    /// The CLIP teacher.
+    TeachClip,
+    /// Stage 1.
+    Probe,
+    /// Stage 2.
+    Distill,
+    /// Stage 3.
+    Adapt,
+}
+
+impl StageName {
+    /// All of them, in order.
+    pub const ALL: [Self; 5] = [Self::TeachSam, Self::TeachClip, Self::Probe, Self::Distill, Self::Adapt];
+
+    /// The stage's section in the recipe.
+    #[must_use]
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::TeachSam => "teach_sam",
+            Self::TeachClip => "teach_clip",
+            Self::Probe => "probe",
+            Self::Distill => "distill",
+            Self::Adapt => "adapt",
+        }
+    }
+
+    /// Name of the stage's checkpoint in a run's folder, without its extension.
+    #[must_use]
+    pub fn checkpoint(self) -> &'static str {
+        match self {
+            Self::TeachSam => "sam_teacher",
+            Self::TeachClip => "clip_teacher",
+            other => other.section(),
+        }
+    }
 }
 
 /// One training stage.
@@ -63,6 +109,24 @@ pub struct Stage {
     /// Prompts per image for the SAM head.
     #[serde(default)]
     pub prompts: usize,
+}
+
+/// Stage 3: resolution adaptation. The paper trains the CLIP head alone (`mask_decoder_rate` and
+/// `stage.backbone_rate` 0).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapt {
+    /// Side of the pictures in this stage and of the bundle's input, pixels; a multiple of 16.
+    pub image_size: usize,
+    /// Departure: factor on the learning rate of the mask decoder, which learns to sharpen what the CLIP head says.
+    #[serde(default)]
+    pub mask_decoder_rate: f32,
+    /// Share of the SAM head's prompts that are made as the daemon makes them: points drawn from the CLIP head's
+    /// scores, and the scores as mask prompt; 0-1.
+    #[serde(default)]
+    pub own_prompts: f64,
+    /// Steps and rates.
+    pub stage: Stage,
 }
 
 fn one() -> f32 {
@@ -174,7 +238,9 @@ impl Recipe {
         let stem = 1_usize
             .checked_shl(u32::try_from(sam.stem.len()).unwrap_or(u32::MAX))
             .unwrap_or(0);
-        let rules: [(&'static str, bool, String, String); 9] = [
+        let size = |side: usize| side >= 32 && side.is_multiple_of(16);
+        let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
+        let rules: [(&'static str, bool, String, String); 11] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -183,9 +249,21 @@ impl Recipe {
             ),
             (
                 "sam.image_size",
-                sam.image_size >= 32 && sam.image_size.is_multiple_of(16),
+                size(sam.image_size),
                 sam.image_size.to_string(),
                 "a multiple of 16, at least 32".into(),
+            ),
+            (
+                "adapt.image_size",
+                size(adapted),
+                adapted.to_string(),
+                "a multiple of 16, at least 32".into(),
+            ),
+            (
+                "adapt.own_prompts",
+                self.adapt.as_ref().is_none_or(|a| (0.0..=1.0).contains(&a.own_prompts)),
+                self.adapt.as_ref().map_or(0.0, |a| a.own_prompts).to_string(),
+                "0 to 1".into(),
             ),
             (
                 "sam.stem",
@@ -246,6 +324,35 @@ impl Recipe {
         Ok(())
     }
 
+    /// The recipe as far as it decides the result of stage `name`, as TOML: what its checkpoint is bound to. Later
+    /// stages, the bundle's name and its manifest may change without making the checkpoint worthless.
+    #[must_use]
+    pub fn deciding(&self, name: StageName) -> String {
+        let mut table = toml::Table::try_from(self).expect("a recipe is a table");
+        table.remove("name");
+        if let Some(toml::Value::Table(export)) = table.get_mut("export") {
+            export.retain(|key, _| key == "points");
+        }
+        let stages = StageName::ALL.into_iter().filter(|&stage| stage > name);
+        for later in stages.map(StageName::section) {
+            table.remove(later);
+        }
+        if name == StageName::TeachSam {
+            table.remove("clip_teacher");
+        }
+        table.to_string()
+    }
+
+    /// The recipe at the size of stage 3, which is the bundle's.
+    #[must_use]
+    pub fn adapted(&self) -> Self {
+        let mut adapted = self.clone();
+        if let Some(adapt) = &self.adapt {
+            adapted.sam.image_size = adapt.image_size;
+        }
+        adapted
+    }
+
     /// The merged model's configuration.
     #[must_use]
     pub fn merged(&self) -> MergedConfig {
@@ -255,5 +362,54 @@ impl Recipe {
             text: self.text.clone(),
             quick_gelu: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipped() -> Recipe {
+        Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml")).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_is_bound_to_what_decides_it_and_nothing_later() {
+        type Change = fn(&mut Recipe);
+        let changes: [(Change, Option<StageName>); 6] = [
+            (|r| r.export.threshold = 0.4, None),
+            (|r| r.name = "other".into(), None),
+            (|r| r.adapt = None, Some(StageName::Adapt)),
+            (|r| r.distill.steps += 1, Some(StageName::Distill)),
+            (|r| r.clip_teacher.layers += 1, Some(StageName::TeachClip)),
+            (|r| r.seed += 1, Some(StageName::TeachSam)),
+        ];
+        let recipe = shipped();
+        for (index, (change, first)) in changes.into_iter().enumerate() {
+            let mut changed = recipe.clone();
+            change(&mut changed);
+            for stage in StageName::ALL {
+                let same = recipe.deciding(stage) == changed.deciding(stage);
+                assert_eq!(
+                    same,
+                    first.is_none_or(|first| stage < first),
+                    "change {index}, {stage:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_impossible_size_of_the_last_stage_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        let mut recipe = shipped();
+        recipe.adapt.as_mut().unwrap().image_size = 100;
+        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+        let error = Recipe::read(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("adapt.image_size: found 100, expected a multiple of 16"),
+            "{error}"
+        );
     }
 }

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::train::autodiff::Graph;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
-use crate::train::recipe::Stage;
+use crate::train::recipe::{Recipe, Stage, StageName};
 use crate::train::schedule::warmup_cosine;
 use crate::train::weights::{self, Weights, WeightsError};
 
@@ -61,10 +61,46 @@ pub enum SessionError {
 /// What a checkpoint is bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The recipe as TOML.
+    /// The part of the recipe that decides the stage's result, as TOML ([`Recipe::deciding`]).
+    ///
+    /// [`Recipe::deciding`]: crate::train::recipe::Recipe::deciding
     pub recipe: String,
     /// Fingerprint of the data.
     pub data: String,
+}
+
+/// Where a run keeps its checkpoints, and the data it is made from.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    /// The folder.
+    pub path: PathBuf,
+    /// Fingerprint of the data.
+    pub data: String,
+}
+
+impl RunFolder {
+    /// The checkpoint file of a stage.
+    #[must_use]
+    pub fn checkpoint(&self, stage: StageName) -> PathBuf {
+        self.path.join(format!("{}.safetensors", stage.checkpoint()))
+    }
+
+    /// Opens a stage of `recipe`: from its checkpoint if there is one, else from `initial`.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn session(
+        &self,
+        recipe: &Recipe,
+        stage: StageName,
+        initial: impl FnOnce() -> Weights,
+    ) -> Result<Session, SessionError> {
+        let identity = Identity {
+            recipe: recipe.deciding(stage),
+            data: self.data.clone(),
+        };
+        Session::open(&self.checkpoint(stage), stage.checkpoint(), identity, initial)
+    }
 }
 
 /// Loss of one step and its named parts, for the log.
@@ -86,21 +122,21 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens the stage `name` in `folder`: from its checkpoint if there is one, else from `initial`.
+    /// Opens the stage `name`: from the checkpoint `path` if there is one, else from `initial`.
     ///
     /// # Errors
     /// [`SessionError`] if the checkpoint is damaged or belongs to another recipe or other data.
     pub fn open(
-        folder: &Path,
+        path: &Path,
         name: &str,
-        identity: &Identity,
+        identity: Identity,
         initial: impl FnOnce() -> Weights,
     ) -> Result<Self, SessionError> {
-        let path = folder.join(format!("{name}.safetensors"));
+        let path = path.to_owned();
         let mut session = Self {
             path: path.clone(),
             name: name.into(),
-            identity: identity.clone(),
+            identity,
             weights: Weights::new(),
             optimizer: AdamW::default(),
         };
@@ -110,7 +146,8 @@ impl Session {
         }
         let metadata = weights::read_metadata(&path)?;
         let field = |key: &str| metadata.get(key).cloned().unwrap_or_default();
-        for (key, expected) in [("recipe", &identity.recipe), ("data", &identity.data)] {
+        let Identity { recipe, data } = &session.identity;
+        for (key, expected) in [("recipe", recipe), ("data", data)] {
             if field(key) != *expected {
                 let (found, expected) = (format!("{key} {:?}", field(key)), format!("{key} {expected:?}"));
                 return Err(SessionError::OtherRun { path, found, expected });
@@ -294,6 +331,10 @@ mod tests {
         }
     }
 
+    fn checkpoint(folder: &Path) -> PathBuf {
+        folder.join("test.safetensors")
+    }
+
     fn initial() -> Weights {
         [(
             "w".to_owned(),
@@ -315,7 +356,7 @@ mod tests {
             warmup: 10,
             prompts: 0,
         };
-        let mut session = Session::open(folder, "test", &identity("a"), initial)?;
+        let mut session = Session::open(&checkpoint(folder), "test", identity("a"), initial)?;
         session.run(
             &stage,
             &AdamWConfig::default(),
@@ -343,7 +384,7 @@ mod tests {
             run(stopped.path(), Some(120)),
             Err(SessionError::NotFinite { step: 120, .. })
         ));
-        let resumed = Session::open(stopped.path(), "test", &identity("a"), || {
+        let resumed = Session::open(&checkpoint(stopped.path()), "test", identity("a"), || {
             unreachable!("there is a checkpoint")
         });
         assert_eq!(resumed.unwrap().step(), 100);
@@ -354,7 +395,7 @@ mod tests {
     fn a_checkpoint_of_another_recipe_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         run(folder.path(), None).unwrap();
-        let error = Session::open(folder.path(), "test", &identity("b"), initial)
+        let error = Session::open(&checkpoint(folder.path()), "test", identity("b"), initial)
             .err()
             .unwrap()
             .to_string();
@@ -368,10 +409,10 @@ mod tests {
     fn a_damaged_checkpoint_is_one_clear_error() {
         let folder = tempfile::tempdir().unwrap();
         run(folder.path(), None).unwrap();
-        let path = folder.path().join("test.safetensors");
+        let path = checkpoint(folder.path());
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let error = Session::open(folder.path(), "test", &identity("a"), initial)
+        let error = Session::open(&checkpoint(folder.path()), "test", identity("a"), initial)
             .err()
             .unwrap()
             .to_string();

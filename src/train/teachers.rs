@@ -3,8 +3,6 @@
 //! The SAM teacher learns masks from points, boxes and coarse masks; the CLIP teacher learns pictures and
 //! labelled regions against their words (CLIP's symmetric cross-entropy, equal words being equal).
 
-use std::path::Path;
-
 use burn_backend::ops::FloatTensorOps;
 use rand::RngExt;
 
@@ -13,14 +11,14 @@ use crate::train::autodiff::{Graph, TokenBatch};
 use crate::train::dataset::Sample;
 use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, view};
 use crate::train::dataset::names::canonical;
-use crate::train::feed::{Feed, PromptBatch, in_template};
+use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, in_template};
 use crate::train::initial;
 use crate::train::loss::cross_entropy;
 use crate::train::model::{ClipConfig, clip, encoder, inventory};
 use crate::train::ops::Ops;
-use crate::train::recipe::Recipe;
+use crate::train::recipe::{Recipe, StageName};
 use crate::train::sam_loss;
-use crate::train::session::{Identity, Session, SessionError, StepLoss, Tape, Tensor};
+use crate::train::session::{RunFolder, SessionError, StepLoss, Tape, Tensor};
 use crate::train::text_bank::tokenize;
 use crate::train::weights::Weights;
 
@@ -52,9 +50,9 @@ pub fn clip_config(recipe: &Recipe) -> ClipConfig {
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn sam(recipe: &Recipe, feed: &Feed, folder: &Path, identity: &Identity) -> Result<Weights, SessionError> {
+pub fn sam(recipe: &Recipe, feed: &Feed, folder: &RunFolder) -> Result<Weights, SessionError> {
     let (sam, stage) = (&recipe.sam, &recipe.teach_sam);
-    let mut session = Session::open(folder, "sam_teacher", identity, || {
+    let mut session = folder.session(recipe, StageName::TeachSam, || {
         initial::weights(&inventory::sam(sam), recipe.seed)
     })?;
     let low = 4 * sam.grid();
@@ -64,7 +62,7 @@ pub fn sam(recipe: &Recipe, feed: &Feed, folder: &Path, identity: &Identity) -> 
             let mut rng = feed.rng(SAM, step, slot);
             let sample = feed.sample(SAM, step, slot, stage.batch, 0.15);
             let item = feed.item(&sample, sam.image_size, &mut rng);
-            prompts.push(&item, stage.prompts, recipe.export.points, low, &mut rng);
+            prompts.push(&item, stage.prompts, recipe.export.points, low, MASK_PROMPTS, &mut rng);
             pixels.extend(item.view.pixels);
         }
         (pixels, prompts)
@@ -171,13 +169,7 @@ fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng)
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn clip(
-    recipe: &Recipe,
-    feed: &Feed,
-    tokenizer: &Tokenizer,
-    folder: &Path,
-    identity: &Identity,
-) -> Result<Weights, SessionError> {
+pub fn clip(recipe: &Recipe, feed: &Feed, tokenizer: &Tokenizer, folder: &RunFolder) -> Result<Weights, SessionError> {
     let (config, stage) = (clip_config(recipe), &recipe.teach_clip);
     let side = config.vision_cfg.image_size;
     let mut names = feed.names();
@@ -187,7 +179,7 @@ pub fn clip(
             .filter_map(canonical)
             .map(str::to_owned),
     );
-    let mut session = Session::open(folder, "clip_teacher", identity, || {
+    let mut session = folder.session(recipe, StageName::TeachClip, || {
         initial::weights(&inventory::clip(&config), recipe.seed + 1)
     })?;
     let batch = |step: u64| {

@@ -11,7 +11,7 @@ use crate::contract::{Calibration, Manifest};
 
 mod prompts;
 
-pub use prompts::{DecoderPrompt, PromptRules};
+pub use prompts::{DecoderPrompt, PromptRules, sample_patches};
 
 /// Largest absolute value of a mask prompt, and of a score's logit.
 const PROMPT_CLAMP: f32 = 10.0;

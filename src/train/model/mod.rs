@@ -10,6 +10,7 @@ pub mod encoder;
 pub mod mask_decoder;
 pub mod position;
 pub mod prompt_encoder;
+pub mod resize;
 
 use serde::{Deserialize, Serialize};
 

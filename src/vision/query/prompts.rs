@@ -49,6 +49,32 @@ impl Default for PromptRules {
     }
 }
 
+/// The most confident of `patches`, then patches drawn with probability proportional to their score, without
+/// repetition: at most `count`. `logits` holds the score's logit of every patch of the grid.
+#[must_use]
+pub fn sample_patches(logits: &[f32], patches: &[usize], count: usize, seed: u64) -> Vec<usize> {
+    let mut left: Vec<(usize, f32)> = patches.iter().map(|&p| (p, sigmoid(logits[p]))).collect();
+    let mut state = seed;
+    let mut drawn = Vec::new();
+    while drawn.len() < count && !left.is_empty() {
+        let index = if drawn.is_empty() {
+            (0..left.len())
+                .max_by(|&a, &b| left[a].1.total_cmp(&left[b].1))
+                .unwrap_or(0)
+        } else {
+            let mut target = uniform(&mut state) * left.iter().map(|p| p.1).sum::<f32>();
+            left.iter()
+                .position(|p| {
+                    target -= p.1;
+                    target <= 0.0
+                })
+                .unwrap_or(left.len() - 1)
+        };
+        drawn.push(left.swap_remove(index).0);
+    }
+    drawn
+}
+
 struct Component {
     patches: Vec<usize>,
     score: f32,
@@ -116,30 +142,9 @@ impl ScoreMap {
         found
     }
 
-    /// The most confident patch, then patches drawn with probability proportional to their score, without repetition.
     fn sample(&self, query: usize, component: &Component, count: usize, seed: u64) -> Vec<ModelPoint> {
-        let logits = self.logits(query);
-        let mut left: Vec<(usize, f32)> = component.patches.iter().map(|&p| (p, sigmoid(logits[p]))).collect();
-        let mut state = seed;
-        let mut points = Vec::new();
-        while points.len() < count && !left.is_empty() {
-            let index = if points.is_empty() {
-                (0..left.len())
-                    .max_by(|&a, &b| left[a].1.total_cmp(&left[b].1))
-                    .unwrap_or(0)
-            } else {
-                let mut target = uniform(&mut state) * left.iter().map(|p| p.1).sum::<f32>();
-                left.iter()
-                    .position(|p| {
-                        target -= p.1;
-                        target <= 0.0
-                    })
-                    .unwrap_or(left.len() - 1)
-            };
-            let (patch, _) = left.swap_remove(index);
-            points.push(self.centre(patch));
-        }
-        points
+        let patches = sample_patches(self.logits(query), &component.patches, count, seed);
+        patches.into_iter().map(|patch| self.centre(patch)).collect()
     }
 
     /// Centre of a patch, held inside the picture.
