@@ -6,6 +6,7 @@
 //! A stage is a [`session::Session`]: it resumes where it was killed.
 
 pub mod autodiff;
+pub mod cost;
 pub mod dataset;
 pub mod distill;
 pub mod eval;

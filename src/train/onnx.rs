@@ -1,4 +1,4 @@
-//! [`Ops`] as a recorder: ONNX nodes, the list of weights a model asks for, and its cost.
+//! [`Ops`] as a recorder of ONNX nodes.
 //!
 //! Opset 17, `ai.onnx` operators only, static shapes, fp32 compute; large weights may be stored as fp16
 //! with a Cast behind them, which both runtimes fold at load. Linear weights are stored transposed, so
@@ -13,8 +13,8 @@ use tract_onnx::pb::{
     ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto::Dimension,
 };
 
-use crate::train::ops::{Conv, Ops};
-use crate::train::weights::{Inventory, Weights};
+use crate::train::ops::{Conv, Ops, broadcast, product, resized};
+use crate::train::weights::Weights;
 
 /// Smallest weight that is stored as fp16: below, the Cast costs more than it saves.
 const HALF_FROM: usize = 1024;
@@ -38,7 +38,7 @@ pub struct Node {
 
 /// Records what a model does.
 pub struct Recorder<'a> {
-    weights: Option<&'a Weights>,
+    weights: &'a Weights,
     storage: Storage,
     state: RefCell<State>,
 }
@@ -49,8 +49,6 @@ struct State {
     initializers: BTreeMap<String, TensorProto>,
     constants: BTreeMap<(i32, Vec<i64>, Vec<u8>), String>,
     inputs: Vec<ValueInfoProto>,
-    requested: Inventory,
-    multiply_accumulates: u64,
 }
 
 impl<'a> Recorder<'a> {
@@ -58,32 +56,10 @@ impl<'a> Recorder<'a> {
     #[must_use]
     pub fn new(weights: &'a Weights, storage: Storage) -> Self {
         Self {
-            weights: Some(weights),
+            weights,
             storage,
             state: RefCell::default(),
         }
-    }
-
-    /// A recorder without values, for [`Recorder::inventory`] and [`Recorder::multiply_accumulates`].
-    #[must_use]
-    pub fn without_values() -> Recorder<'static> {
-        Recorder {
-            weights: None,
-            storage: Storage::Single,
-            state: RefCell::default(),
-        }
-    }
-
-    /// Every weight the model asked for, with its shape.
-    #[must_use]
-    pub fn inventory(&self) -> Inventory {
-        self.state.borrow().requested.clone()
-    }
-
-    /// Multiply-accumulate operations of all matrix products and convolutions recorded so far.
-    #[must_use]
-    pub fn multiply_accumulates(&self) -> u64 {
-        self.state.borrow().multiply_accumulates
     }
 
     /// A graph input of `f32`.
@@ -222,8 +198,7 @@ impl<'a> Recorder<'a> {
     }
 
     /// Puts weight values into the graph under `name` and returns the fp32 value's name.
-    fn place(&self, name: &str, shape: &[usize], values: Option<Vec<f32>>) -> String {
-        let Some(values) = values else { return name.to_owned() };
+    fn place(&self, name: &str, shape: &[usize], values: &[f32]) -> String {
         let fits = values.iter().all(|v| v.abs() < 6.0e4);
         let half = self.storage == Storage::Half && values.len() >= HALF_FROM && fits;
         if self.state.borrow().initializers.contains_key(name) {
@@ -267,10 +242,6 @@ impl<'a> Recorder<'a> {
             ..NodeProto::default()
         });
         single
-    }
-
-    fn count(&self, multiply_accumulates: usize) {
-        self.state.borrow_mut().multiply_accumulates += multiply_accumulates as u64;
     }
 }
 
@@ -340,13 +311,6 @@ fn float(name: &str, value: f32) -> AttributeProto {
     }
 }
 
-/// NumPy's broadcast of two shapes.
-fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
-    let rank = a.len().max(b.len());
-    let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
-    (0..rank).map(|i| at(a, i).max(at(b, i))).collect()
-}
-
 fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..values.len())
         .map(|i| values[(i % rows) * columns + i / rows])
@@ -362,11 +326,8 @@ impl Ops for Recorder<'_> {
     }
 
     fn weight(&self, name: &str, shape: &[usize]) -> Node {
-        self.state.borrow_mut().requested.insert(name.into(), shape.into());
-        let values = self.weights.map(|w| w[name].data.clone());
-        let placed = self.place(name, shape, values);
         Node {
-            name: placed,
+            name: self.place(name, shape, &self.weights[name].data),
             shape: shape.into(),
             weight: Some(name.into()),
         }
@@ -384,28 +345,24 @@ impl Ops for Recorder<'_> {
 
     fn linear_with(&self, x: &Node, weight: &Node, bias: Option<&Node>) -> Node {
         let [out, inner] = [weight.shape[0], weight.shape[1]];
-        let right = match (&weight.weight, self.weights) {
-            (Some(name), Some(weights)) => {
-                let values = transposed(&weights[name].data, out, inner);
-                let name = self.place(&format!("{name}.transposed"), &[inner, out], Some(values));
+        let right = match &weight.weight {
+            Some(name) => {
+                let values = transposed(&self.weights[name].data, out, inner);
+                let name = self.place(&format!("{name}.transposed"), &[inner, out], &values);
                 Node {
                     name,
                     shape: vec![inner, out],
                     weight: None,
                 }
             }
-            _ => self.permute(weight, &[1, 0]),
+            None => self.permute(weight, &[1, 0]),
         };
         let product = self.matmul(x, &right);
         bias.map_or(product.clone(), |bias| self.add(&product, bias))
     }
 
     fn matmul(&self, a: &Node, b: &Node) -> Node {
-        let (ra, rb) = (a.shape.len(), b.shape.len());
-        let (m, k, n) = (a.shape[ra - 2], a.shape[ra - 1], b.shape[rb - 1]);
-        let mut shape = broadcast(&a.shape[..ra - 2], &b.shape[..rb - 2]);
-        self.count(shape.iter().product::<usize>() * m * k * n);
-        shape.extend([m, n]);
+        let (shape, _) = product(&a.shape, &b.shape);
         self.emit("MatMul", &[&a.name, &b.name], shape, Vec::new())
     }
 
@@ -417,7 +374,6 @@ impl Ops for Recorder<'_> {
         );
         let bias = conv.bias.then(|| self.weight(&format!("{name}.bias"), &[conv.out]));
         let shape = vec![b, conv.out, conv.side(h), conv.side(w)];
-        self.count(shape.iter().product::<usize>() * channels * conv.kernel * conv.kernel);
         let mut inputs = vec![x.name.as_str(), weight.name.as_str()];
         inputs.extend(bias.as_ref().map(|b| b.name.as_str()));
         let attributes = vec![
@@ -468,15 +424,13 @@ impl Ops for Recorder<'_> {
     }
 
     fn slice(&self, x: &Node, axis: usize, start: usize, end: usize) -> Node {
-        let mut shape = x.shape.clone();
-        shape[axis] = end - start;
+        let shape = resized(&x.shape, axis, end - start);
         let (starts, ends, axes) = (self.integers(&[start]), self.integers(&[end]), self.integers(&[axis]));
         self.emit("Slice", &[&x.name, &starts, &ends, &axes], shape, Vec::new())
     }
 
     fn concat(&self, parts: &[Node], axis: usize) -> Node {
-        let mut shape = parts[0].shape.clone();
-        shape[axis] = parts.iter().map(|p| p.shape[axis]).sum();
+        let shape = resized(&parts[0].shape, axis, parts.iter().map(|p| p.shape[axis]).sum());
         let names: Vec<&str> = parts.iter().map(|p| p.name.as_str()).collect();
         self.emit("Concat", &names, shape, vec![integer("axis", axis as i64)])
     }
@@ -488,8 +442,7 @@ impl Ops for Recorder<'_> {
         let rank = x.shape.len();
         let mut pads = vec![0; 2 * rank];
         pads[rank + axis] = amount;
-        let mut shape = x.shape.clone();
-        shape[axis] += amount;
+        let shape = resized(&x.shape, axis, x.shape[axis] + amount);
         self.emit(
             "Pad",
             &[&x.name, &self.integers(&pads), &self.scalar(0.0)],
@@ -506,8 +459,7 @@ impl Ops for Recorder<'_> {
     }
 
     fn rows(&self, table: &Node, indices: &[usize]) -> Node {
-        let mut shape = table.shape.clone();
-        shape[0] = indices.len();
+        let shape = resized(&table.shape, 0, indices.len());
         self.emit(
             "Gather",
             &[&table.name, &self.integers(indices)],
@@ -573,8 +525,7 @@ impl Ops for Recorder<'_> {
     }
 
     fn max(&self, x: &Node, axis: usize) -> Node {
-        let mut shape = x.shape.clone();
-        shape[axis] = 1;
+        let shape = resized(&x.shape, axis, 1);
         self.emit(
             "ReduceMax",
             &[&x.name],
@@ -584,8 +535,7 @@ impl Ops for Recorder<'_> {
     }
 
     fn sum(&self, x: &Node, axis: usize) -> Node {
-        let mut shape = x.shape.clone();
-        shape[axis] = 1;
+        let shape = resized(&x.shape, axis, 1);
         self.emit(
             "ReduceSum",
             &[&x.name, &self.integers(&[axis])],

@@ -1,9 +1,9 @@
 //! `trait Ops`: the operators that the model may use.
 //!
 //! The model ([`crate::train::model`]) is written once, as functions over this trait. Interpreters:
-//! [`crate::train::autodiff::Graph`] computes (with gradients where asked), and
-//! [`crate::train::onnx::Recorder`] emits ONNX nodes, lists the weights that a model asks for and
-//! counts multiply-accumulates. All shapes are static and row-major.
+//! [`crate::train::autodiff::Graph`] computes (with gradients where asked),
+//! [`crate::train::onnx::Recorder`] emits ONNX nodes, and [`crate::train::cost::Ledger`] lists the weights
+//! that a model asks for and counts multiply-accumulates. All shapes are static and row-major.
 
 /// The operators of the model. Shapes follow NumPy's rules; broadcasting is right-aligned.
 ///
@@ -111,6 +111,30 @@ pub trait Ops {
         let last = self.permute(x, &[0, 2, 3, 1]);
         self.permute(&self.layer_norm(&last, name, 1e-6), &[0, 3, 1, 2])
     }
+}
+
+/// NumPy's broadcast of two shapes.
+pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let rank = a.len().max(b.len());
+    let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
+    (0..rank).map(|i| at(a, i).max(at(b, i))).collect()
+}
+
+/// Shape of `[.., M, K] · [.., K, N]`, and its multiply-accumulates.
+pub(super) fn product(a: &[usize], b: &[usize]) -> (Vec<usize>, usize) {
+    let (ra, rb) = (a.len(), b.len());
+    let (m, k, n) = (a[ra - 2], a[ra - 1], b[rb - 1]);
+    let mut shape = broadcast(&a[..ra - 2], &b[..rb - 2]);
+    let count = shape.iter().product::<usize>() * m * k * n;
+    shape.extend([m, n]);
+    (shape, count)
+}
+
+/// `shape` with another `size` along `axis`.
+pub(super) fn resized(shape: &[usize], axis: usize, size: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    shape[axis] = size;
+    shape
 }
 
 /// Geometry of a convolution with a square kernel.

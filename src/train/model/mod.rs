@@ -3,10 +3,12 @@
 //! File by file after segment-anything's `modeling/` and OpenCLIP's `transformer.py`. Weights carry the
 //! reference checkpoints' names; our CLIP head (paper section 3, appendix A) adds `clip_head.*`.
 
+pub mod architecture;
 pub mod attention;
 pub mod clip;
 pub mod clip_head;
 pub mod encoder;
+pub mod inventory;
 pub mod mask_decoder;
 pub mod position;
 pub mod prompt_encoder;
@@ -60,28 +62,6 @@ fn yes() -> bool {
 }
 
 impl SamConfig {
-    /// SAM ViT-B/16 at 1024 px, exactly (`build_sam_vit_b`).
-    #[must_use]
-    pub fn vit_b() -> Self {
-        Self {
-            image_size: 1024,
-            patch_size: 16,
-            embed_dim: 768,
-            depth: 12,
-            num_heads: 12,
-            mlp_ratio: 4,
-            window_size: 14,
-            global_attn_indexes: vec![2, 5, 8, 11],
-            out_chans: 256,
-            mask_in_chans: 16,
-            decoder_depth: 2,
-            decoder_heads: 8,
-            decoder_mlp_dim: 2048,
-            rel_pos: true,
-            stem: Vec::new(),
-        }
-    }
-
     /// Side of the token grid at the native size.
     #[must_use]
     pub fn grid(&self) -> usize {
@@ -152,32 +132,6 @@ pub struct ClipConfig {
     pub quick_gelu: bool,
 }
 
-impl ClipConfig {
-    /// OpenCLIP ViT-L/14 (`model_configs/ViT-L-14.json`).
-    #[must_use]
-    pub fn vit_l_14() -> Self {
-        Self {
-            embed_dim: 768,
-            vision_cfg: VisionConfig {
-                image_size: 224,
-                patch_size: 14,
-                width: 1024,
-                layers: 24,
-                head_width: 64,
-                mlp_ratio: 4.0,
-            },
-            text_cfg: TextConfig {
-                context_length: 77,
-                vocab_size: 49408,
-                width: 768,
-                heads: 12,
-                layers: 12,
-            },
-            quick_gelu: false,
-        }
-    }
-}
-
 /// The merged model: SAM encoder and heads, CLIP head, CLIP teacher's text tower.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -213,90 +167,5 @@ pub fn encode<O: Ops>(ops: &O, config: &MergedConfig, image: &O::Tensor) -> Enco
         image_embeddings,
         patch_embeddings,
         image_embedding,
-    }
-}
-
-/// What a model part asks for, found by recording it without values.
-pub mod inventory {
-    use super::mask_decoder::decode;
-    use super::prompt_encoder::Prompts;
-    use super::{ClipConfig, MergedConfig, SamConfig, TextConfig, clip, clip_head, encode, encoder};
-    use crate::train::onnx::Recorder;
-    use crate::train::weights::Inventory;
-
-    fn record(f: impl FnOnce(&Recorder<'static>)) -> Inventory {
-        let recorder = Recorder::without_values();
-        f(&recorder);
-        recorder.inventory()
-    }
-
-    fn decoder(r: &Recorder<'static>, sam: &SamConfig) {
-        let g = sam.grid();
-        let prompts = Prompts {
-            coords: r.input("point_coords", &[1, 1, 2]),
-            labels: r.input("point_labels", &[1, 1]),
-            mask: Some((
-                r.input("mask_input", &[1, 1, 4 * g, 4 * g]),
-                r.input("has_mask_input", &[1]),
-            )),
-        };
-        let embeddings = r.input("image_embeddings", &[1, sam.out_chans, g, g]);
-        let _ = decode(r, sam, &embeddings, &prompts);
-    }
-
-    /// A whole SAM: image encoder, prompt encoder, mask decoder.
-    #[must_use]
-    pub fn sam(config: &SamConfig) -> Inventory {
-        record(|r| {
-            let image = r.input("image", &[1, 3, config.image_size, config.image_size]);
-            let tokens = encoder::tokens(r, config, &image);
-            let _ = encoder::neck(r, config, &tokens);
-            decoder(r, config);
-        })
-    }
-
-    /// A text tower (without `logit_scale`).
-    #[must_use]
-    pub fn text(config: &TextConfig, embed_dim: usize) -> Inventory {
-        record(|r| {
-            let tokens = r.tokens("token_ids", 1, config.context_length);
-            let _ = clip::encode_text(r, config, embed_dim, false, &tokens);
-        })
-    }
-
-    /// A whole CLIP, `logit_scale` included (a scalar).
-    #[must_use]
-    pub fn clip(config: &ClipConfig) -> Inventory {
-        let mut inventory = record(|r| {
-            let side = config.vision_cfg.image_size;
-            let image = r.input("image", &[1, 3, side, side]);
-            let _ = clip::encode_image(r, config, &image);
-        });
-        inventory.extend(text(&config.text_cfg, config.embed_dim));
-        inventory.insert("logit_scale".into(), Vec::new());
-        inventory
-    }
-
-    /// The CLIP head alone.
-    #[must_use]
-    pub fn clip_head(config: &MergedConfig) -> Inventory {
-        record(|r| {
-            let g = config.sam.grid();
-            let tokens = r.input("tokens", &[1, g, g, config.sam.embed_dim]);
-            let _ = clip_head::embed(r, config, &tokens);
-        })
-    }
-
-    /// The merged model with its text tower and `logit_scale`.
-    #[must_use]
-    pub fn merged(config: &MergedConfig) -> Inventory {
-        let mut inventory = record(|r| {
-            let side = config.sam.image_size;
-            let _ = encode(r, config, &r.input("image", &[1, 3, side, side]));
-            decoder(r, &config.sam);
-        });
-        inventory.extend(text(&config.text, config.clip_head.text_dim));
-        inventory.insert("logit_scale".into(), Vec::new());
-        inventory
     }
 }
