@@ -25,6 +25,10 @@ use samclip::train::session::{self, StepLoss, Tape};
 use samclip::train::weights::{self, Values, Weights};
 use samclip::train::{initial, loss};
 
+mod formula;
+
+use formula::formula;
+
 const TOLERANCE: f64 = 1e-4;
 
 fn golden(name: &str) -> PathBuf {
@@ -401,46 +405,6 @@ fn recorded_graphs_on_onnx_runtime_match() {
     }
 }
 
-/// Weights by formula (`formula_weights` of the script that made the vectors).
-fn formula(name: &str, shape: &[usize]) -> Values {
-    let seed = u64::from(crc32(name.as_bytes())) << 32;
-    let fan_in = if shape.len() > 1 {
-        shape[1..].iter().product::<usize>()
-    } else {
-        400
-    };
-    let range = (1.0 / (fan_in as f64).sqrt()).max(0.02);
-    let norm = ["norm", "neck.1", "neck.3", "ln_"].iter().any(|t| name.contains(t));
-    let offset = if shape.len() == 1 && norm && name.ends_with("weight") {
-        1.0
-    } else {
-        0.0
-    };
-    let factor = if name.contains("gaussian_matrix") { 50.0 } else { 1.0 };
-    let value = |i: u64| {
-        let mut z = (seed | i).wrapping_add(0x9E37_79B9_7F4A_7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        let unit = (z >> 40) as f64 / f64::from(1 << 24);
-        (((unit - 0.5) * 2.0 * range) as f32 + offset) * factor
-    };
-    let count = shape.iter().product::<usize>() as u64;
-    Values {
-        shape: shape.to_vec(),
-        data: (0..count).map(value).collect(),
-    }
-}
-
-/// CRC-32 as zlib computes it.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0_u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |c, _| {
-            if c & 1 == 1 { (c >> 1) ^ 0xEDB8_8320 } else { c >> 1 }
-        })
-    })
-}
-
 #[test]
 fn full_size_sam_vit_b_on_onnx_runtime_matches() {
     let config = SamConfig::vit_b();
@@ -449,12 +413,7 @@ fn full_size_sam_vit_b_on_onnx_runtime_matches() {
         .map(|(name, shape)| (name.clone(), formula(name, shape)))
         .collect();
     let io = vectors("sam_vit_b.formula.io.safetensors");
-    let image: Vec<f32> = (0..3 * 1024 * 1024)
-        .map(|i| {
-            let (c, y, x) = (f64::from(i >> 20), f64::from((i >> 10) & 1023), f64::from(i & 1023));
-            ((x / 37.0 + c).sin() * (y / 53.0 - c).cos()) as f32
-        })
-        .collect();
+    let image = formula::image();
     let recorder = Recorder::new(&weights, Storage::Single);
     let input = recorder.input("image", &[1, 3, 1024, 1024]);
     let embeddings = encoder::neck(&recorder, &config, &encoder::tokens(&recorder, &config, &input));
@@ -488,19 +447,14 @@ fn full_size_sam_vit_b_on_onnx_runtime_matches() {
     };
     drop(weights);
     let found = run(&case, Backend::Ort);
-    let every_4th = |x: &[f32], planes: usize, side: usize, plane_step: usize| -> Vec<f32> {
-        let plane = |p: usize| (0..side / 4).flat_map(move |y| (0..side / 4).map(move |c| (p, y * 4, c * 4)));
-        let at = |(p, y, c): (usize, usize, usize)| x[(p * side + y) * side + c];
-        (0..planes).step_by(plane_step).flat_map(plane).map(at).collect()
-    };
-    let embeddings = every_4th(&found[0], 256, 64, 4);
+    let embeddings = formula::every_4th(&found[0], 256, 64, 4);
     assert_close(
         "ort",
         "sam_vit_b image_embeddings",
         &embeddings,
         &io["image_embeddings_every_4th"].data,
     );
-    let masks = every_4th(&found[1], 4, 256, 1);
+    let masks = formula::every_4th(&found[1], 4, 256, 1);
     assert_close(
         "ort",
         "sam_vit_b low_res_masks",

@@ -42,8 +42,8 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
     (recipe.clip_teacher.head_width, recipe.export.prompts) = (16, 2);
     recipe.export.background.truncate(1);
     for stage in [
-        &mut recipe.teach_sam,
-        &mut recipe.teach_clip,
+        recipe.teach_sam.as_mut().unwrap(),
+        recipe.teach_clip.as_mut().unwrap(),
         &mut recipe.probe,
         &mut recipe.distill,
     ] {
@@ -194,10 +194,19 @@ fn import_checks_a_published_checkpoint_and_stores_it() {
         weights::read(&out).unwrap(),
         weights::read(Path::new(&checkpoint)).unwrap()
     );
-    let refused = train(&["import", "--sam", &checkpoint]);
-    let message = text(&refused.stderr);
-    assert!(
-        !refused.status.success() && message.contains("does not fit the model"),
-        "{message}"
-    );
+    for (wanted, expected) in [
+        (
+            &[][..],
+            "[1, 12, 12, 48]; expected a checkpoint of SAM vit_b, vit_l, vit_h",
+        ),
+        (&["--arch", "vit_b"][..], "does not fit the model"),
+        (
+            &["--arch", "vit_x"][..],
+            "found \"vit_x\", expected one of vit_b, vit_l, vit_h",
+        ),
+    ] {
+        let refused = train(&[&["import", "--sam", &checkpoint], wanted].concat());
+        let message = text(&refused.stderr);
+        assert!(!refused.status.success() && message.contains(expected), "{message}");
+    }
 }

@@ -1,17 +1,15 @@
 //! `train`: makes a bundle from photos and drawn scenes, or from other people's checkpoints.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use samclip::text::tokenizer::Tokenizer;
-use samclip::train::dataset::{Dataset, Split};
-use samclip::train::feed::Feed;
-use samclip::train::model::{ClipConfig, SamConfig};
+use samclip::train::dataset::Split;
+use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::recipe::Recipe;
-use samclip::train::session::RunFolder;
-use samclip::train::text_bank::TextBank;
-use samclip::train::{distill, import, teachers, weights};
+use samclip::train::run::{Run, RunOptions, open_data, untrained};
+use samclip::train::{import, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
 #[derive(Parser)]
@@ -39,18 +37,31 @@ enum Command {
     Import(ImportArguments),
     /// Writes drawn scenes as a WebDataset tar with its classes.json.
     Synth(SynthArguments),
+    /// Parameters and multiply-accumulates of a recipe's model, part by part.
+    Cost(CostArguments),
     /// Measures a bundle on the validation tenth of labelled photos.
     Eval(EvalArguments),
+}
+
+/// Somebody's checkpoints, in the place of teachers that the recipe trains.
+#[derive(clap::Args)]
+struct TeacherArguments {
+    /// SAM checkpoint (.pth, .safetensors) of the recipe's architecture.
+    #[arg(long, value_name = "FILE")]
+    sam: Option<PathBuf>,
+    /// OpenCLIP checkpoint (.pt, .bin, .safetensors) of the recipe's architecture.
+    #[arg(long, value_name = "FILE")]
+    clip: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
 #[group(required = true, multiple = false)]
 struct Checkpoint {
-    /// SAM checkpoint (.pth), ViT-B unless --config says otherwise.
-    #[arg(long)]
+    /// SAM checkpoint (.pth, .safetensors).
+    #[arg(long, value_name = "FILE")]
     sam: Option<PathBuf>,
-    /// OpenCLIP checkpoint (.pt, .bin, .safetensors), ViT-L/14 unless --config says otherwise.
-    #[arg(long)]
+    /// OpenCLIP checkpoint (.pt, .bin, .safetensors).
+    #[arg(long, value_name = "FILE")]
     clip: Option<PathBuf>,
 }
 
@@ -58,8 +69,11 @@ struct Checkpoint {
 struct ImportArguments {
     #[command(flatten)]
     checkpoint: Checkpoint,
-    /// Architecture as JSON, in the form of segment-anything's or OpenCLIP's configuration.
-    #[arg(long)]
+    /// Published architecture by name, such as vit_h or ViT-B-16-quickgelu; recognised by its shapes if not given.
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    arch: Option<String>,
+    /// Any other architecture as JSON, in the form of segment-anything's or OpenCLIP's configuration.
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where to store it; without, the checkpoint is only checked.
     #[arg(long)]
@@ -100,9 +114,12 @@ struct ExportArguments {
     /// Recipe file of the run.
     #[arg(long)]
     recipe: PathBuf,
-    /// Checkpoint of the run's last stage, for example runs/nano/adapt.safetensors.
-    #[arg(long)]
-    checkpoint: PathBuf,
+    /// Checkpoint of the run's last stage, for example runs/nano/adapt.safetensors. Without one, --sam and --clip make
+    /// the student before any training: its SAM head is SAM's, its CLIP head means nothing yet.
+    #[arg(long, value_name = "FILE", required_unless_present_all = ["sam", "clip"], conflicts_with_all = ["sam", "clip"])]
+    checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    teachers: TeacherArguments,
     /// Folder of the bundle.
     #[arg(long)]
     out: PathBuf,
@@ -119,6 +136,27 @@ struct RunArguments {
     /// Folder of the run's checkpoints.
     #[arg(long)]
     out: PathBuf,
+    #[command(flatten)]
+    teachers: TeacherArguments,
+}
+
+#[derive(clap::Args)]
+struct CostArguments {
+    /// Recipe file, for example models/nano/recipe.toml.
+    #[arg(long)]
+    recipe: PathBuf,
+}
+
+impl RunArguments {
+    fn open(self) -> Result<Run> {
+        Run::open(RunOptions {
+            recipe: self.recipe,
+            data: self.data,
+            out: self.out,
+            sam: self.teachers.sam,
+            clip: self.teachers.clip,
+        })
+    }
 }
 
 fn main() -> Result<()> {
@@ -129,97 +167,37 @@ fn main() -> Result<()> {
         .init();
     match Arguments::parse().command {
         Command::Run(arguments) => {
-            let run = Run::open(&arguments)?;
+            let out = arguments.out.join("bundle");
+            let run = arguments.open()?;
             let weights = run.adapt()?;
-            export(&run.recipe, &weights, &arguments.out.join("bundle"))
+            export(&run.recipe, &weights, &out)
         }
-        Command::Distill(arguments) => Run::open(&arguments)?.distill().map(|_| ()),
-        Command::Adapt(arguments) => Run::open(&arguments)?.adapt().map(|_| ()),
+        Command::Distill(arguments) => arguments.open()?.distill().map(|_| ()),
+        Command::Adapt(arguments) => arguments.open()?.adapt().map(|_| ()),
         Command::Export(arguments) => {
-            let weights = without_moments(weights::read(&arguments.checkpoint)?);
-            export(&Recipe::read(&arguments.recipe)?, &weights, &arguments.out)
+            let recipe = Recipe::read(&arguments.recipe)?;
+            let weights = match (arguments.checkpoint, arguments.teachers) {
+                (Some(checkpoint), _) => without_moments(weights::read(&checkpoint)?),
+                (
+                    None,
+                    TeacherArguments {
+                        sam: Some(sam),
+                        clip: Some(clip),
+                    },
+                ) => untrained(&recipe, &sam, &clip)?,
+                (None, _) => anyhow::bail!("neither --checkpoint nor both --sam and --clip given"),
+            };
+            export(&recipe, &weights, &arguments.out)
+        }
+        Command::Cost(arguments) => {
+            println!("{}", samclip::train::cost::table(&Recipe::read(&arguments.recipe)?));
+            Ok(())
         }
         Command::Eval(arguments) => eval(&arguments),
         Command::Import(arguments) => import(&arguments),
         Command::Synth(arguments) => synth(&arguments),
-        Command::Teachers(arguments) => Run::open(&arguments)?.teachers().map(|_| ()),
-        Command::Probe(arguments) => Run::open(&arguments)?.probe().map(|_| ()),
-    }
-}
-
-/// A recipe with its data and its folder.
-struct Run {
-    recipe: Recipe,
-    feed: Feed,
-    tokenizer: Tokenizer,
-    folder: RunFolder,
-}
-
-impl Run {
-    fn open(arguments: &RunArguments) -> Result<Self> {
-        let recipe = Recipe::read(&arguments.recipe)?;
-        std::fs::create_dir_all(&arguments.out)
-            .with_context(|| format!("cannot create {}", arguments.out.display()))?;
-        let dataset = match arguments.data.as_slice() {
-            [] => None,
-            patterns => Some(open_data(patterns)?),
-        };
-        let data = dataset
-            .as_ref()
-            .map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
-        let folder = RunFolder {
-            path: arguments.out.clone(),
-            data,
-        };
-        let tokenizer = Tokenizer::shortened(recipe.merges)?;
-        let feed = Feed::new(dataset, recipe.synth_share, recipe.seed);
-        Ok(Self {
-            recipe,
-            feed,
-            tokenizer,
-            folder,
-        })
-    }
-
-    /// The teachers, and the student that they make.
-    fn teachers(&self) -> Result<(distill::Teachers, weights::Weights)> {
-        let Self {
-            recipe, feed, folder, ..
-        } = self;
-        let sam = teachers::sam(recipe, feed, folder)?;
-        let clip = teachers::clip(recipe, feed, &self.tokenizer, folder)?;
-        let text = TextBank::new(&clip, &recipe.text, recipe.clip_head.text_dim, self.tokenizer.clone());
-        let student = distill::student(recipe, &sam, &clip);
-        Ok((
-            distill::Teachers::new(&sam, &clip, text, self.tokenizer.clone()),
-            student,
-        ))
-    }
-
-    fn probe(&self) -> Result<(distill::Teachers, weights::Weights)> {
-        let Self {
-            recipe, feed, folder, ..
-        } = self;
-        let (mut teachers, student) = self.teachers()?;
-        let probed = distill::probe(recipe, feed, &mut teachers, || student, folder)?;
-        Ok((teachers, probed))
-    }
-
-    fn distill(&self) -> Result<(distill::Teachers, weights::Weights)> {
-        let Self {
-            recipe, feed, folder, ..
-        } = self;
-        let (mut teachers, probed) = self.probe()?;
-        let distilled = distill::distill(recipe, feed, &mut teachers, || probed, folder)?;
-        Ok((teachers, distilled))
-    }
-
-    fn adapt(&self) -> Result<weights::Weights> {
-        let Self {
-            recipe, feed, folder, ..
-        } = self;
-        let (mut teachers, distilled) = self.distill()?;
-        Ok(distill::adapt(recipe, feed, &mut teachers, distilled, folder)?)
+        Command::Teachers(arguments) => arguments.open()?.teachers().map(|_| ()),
+        Command::Probe(arguments) => arguments.open()?.probe().map(|_| ()),
     }
 }
 
@@ -237,21 +215,6 @@ fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()>
     Ok(())
 }
 
-fn open_data(patterns: &[String]) -> Result<Dataset> {
-    let mut dataset = Dataset::open(patterns)?;
-    dataset.skip_corrupt();
-    for error in dataset.skipped() {
-        tracing::warn!(%error, "sample skipped");
-    }
-    tracing::info!(
-        samples = dataset.len(),
-        skipped = dataset.skipped().len(),
-        "data opened"
-    );
-    ensure!(!dataset.is_empty(), "{patterns:?}: no readable sample; check the paths");
-    Ok(dataset)
-}
-
 fn eval(arguments: &EvalArguments) -> Result<()> {
     let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
     let options = samclip::runtime::RuntimeOptions::default();
@@ -261,27 +224,43 @@ fn eval(arguments: &EvalArguments) -> Result<()> {
     Ok(())
 }
 
-/// The configuration in a JSON file, or the usual one.
-fn configuration<T: serde::de::DeserializeOwned>(file: Option<&Path>, usual: T) -> Result<T> {
-    let Some(file) = file else { return Ok(usual) };
+/// The architecture that the user asks for: by name, by file, or none, to be recognised.
+fn architecture<T: serde::de::DeserializeOwned>(
+    arguments: &ImportArguments,
+    named: impl Fn(&str) -> Option<T>,
+    names: &[&str],
+) -> Result<Option<T>> {
+    if let Some(name) = &arguments.arch {
+        let found = named(name);
+        let config = found.with_context(|| format!("--arch: found {name:?}, expected one of {}", names.join(", ")))?;
+        return Ok(Some(config));
+    }
+    let Some(file) = &arguments.config else { return Ok(None) };
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     serde_json::from_slice(&text).with_context(|| format!("{} is not such a configuration", file.display()))
 }
 
 fn import(arguments: &ImportArguments) -> Result<()> {
-    let config = arguments.config.as_deref();
-    let weights = match (&arguments.checkpoint.sam, &arguments.checkpoint.clip) {
-        (Some(path), _) => import::sam(path, &configuration(config, SamConfig::vit_b())?)?,
-        (None, Some(path)) => import::clip(path, &configuration(config, ClipConfig::vit_l_14())?)?,
+    let (weights, kind, config) = match (&arguments.checkpoint.sam, &arguments.checkpoint.clip) {
+        (Some(path), _) => {
+            let wanted = architecture(arguments, SamConfig::named, &names::SAM)?;
+            let (weights, config) = import::sam(path, wanted.as_ref())?;
+            (weights, "SAM", serde_json::to_string(&config)?)
+        }
+        (None, Some(path)) => {
+            let wanted = architecture(arguments, ClipConfig::named, &names::CLIP)?;
+            let (weights, config) = import::clip(path, wanted.as_ref())?;
+            (weights, "OpenCLIP", serde_json::to_string(&config)?)
+        }
         (None, None) => anyhow::bail!("neither --sam nor --clip given"),
     };
     let parameters: usize = weights.values().map(|v| v.data.len()).sum();
     println!(
-        "{} tensors, {parameters} parameters, all as the architecture asks",
+        "{} tensors, {parameters} values, all as the architecture asks\n{kind} {config}",
         weights.len()
     );
     if let Some(out) = &arguments.out {
-        weights::write(out, &weights, &std::collections::BTreeMap::new())?;
+        weights::write(out, &weights, &BTreeMap::from([("architecture".to_owned(), config)]))?;
     }
     Ok(())
 }
@@ -292,7 +271,7 @@ fn synth(arguments: &SynthArguments) -> Result<()> {
     let writer = std::io::BufWriter::new(file);
     samclip::train::synth::shard::write(writer, arguments.seed, 0, arguments.count, arguments.side)?;
     let names = samclip::train::synth::names();
-    let table: std::collections::BTreeMap<usize, &str> = names.iter().enumerate().collect();
+    let table: BTreeMap<usize, &str> = names.iter().enumerate().collect();
     let classes = out.with_file_name("classes.json");
     std::fs::write(&classes, serde_json::to_vec_pretty(&table)?)
         .with_context(|| format!("cannot write {}", classes.display()))?;

@@ -209,7 +209,11 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn hash_file(path: &Path) -> Result<String, BundleError> {
+/// SHA-256 of a file as 64 lower-case hex digits.
+///
+/// # Errors
+/// [`BundleError::Io`] if it cannot be read.
+pub fn hash_file(path: &Path) -> Result<String, BundleError> {
     let io = |source| BundleError::Io {
         path: path.to_owned(),
         source,

@@ -10,7 +10,7 @@ mod manifest;
 mod tensors;
 mod validate;
 
-pub use bundle::{Bundle, BundleError, MANIFEST_FILE, sha256_hex};
+pub use bundle::{Bundle, BundleError, MANIFEST_FILE, hash_file, sha256_hex};
 pub use manifest::{
     Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, OPENAI_CLIP_VOCABULARY, Precision,
     Source, TextSpec,

@@ -5,7 +5,10 @@
 
 use std::cell::RefCell;
 
+use crate::train::model::inventory::decoder;
+use crate::train::model::{clip, clip_head, encoder};
 use crate::train::ops::{Conv, Ops, broadcast, product, resized};
+use crate::train::recipe::Recipe;
 use crate::train::weights::Inventory;
 
 /// Lists weights and counts multiply-accumulates of whatever model runs on it.
@@ -45,6 +48,44 @@ pub fn inventory(model: impl FnOnce(&Ledger)) -> Inventory {
     let ledger = Ledger::default();
     model(&ledger);
     ledger.requested.take()
+}
+
+/// A table in Markdown of what the parts of a recipe's model take at the bundle's size: the encoder and the CLIP head
+/// per frame, the mask decoder per batch of prompts, the text tower per text.
+#[must_use]
+pub fn table(recipe: &Recipe) -> String {
+    let recipe = recipe.adapted();
+    let (config, side, grid) = (recipe.merged(), recipe.sam.image_size, recipe.sam.grid());
+    let encoder = cost(|l| {
+        let tokens = encoder::tokens(l, &config.sam, &l.input(&[1, 3, side, side]));
+        let _ = encoder::neck(l, &config.sam, &tokens);
+    });
+    let head = cost(|l| {
+        let _ = clip_head::embed(l, &config, &l.input(&[1, grid, grid, config.sam.embed_dim]));
+    });
+    let (prompts, points) = (recipe.export.prompts, recipe.export.points);
+    let decoder = cost(|l| decoder(l, &config.sam, prompts, points));
+    let text = cost(|l| {
+        let length = config.text.context_length;
+        let _ = clip::encode_text(
+            l,
+            &config.text,
+            config.clip_head.text_dim,
+            config.quick_gelu,
+            &[1, length],
+        );
+    });
+    let mut out = String::from("| part | parameters | GMAC | per |\n|---|---|---|---|\n");
+    for (part, cost, per) in [
+        ("image encoder", encoder, format!("frame of {side} px")),
+        ("CLIP head", head, format!("frame of {side} px")),
+        ("SAM head", decoder, format!("{prompts} prompts of {points} points")),
+        ("text tower", text, "text".to_owned()),
+    ] {
+        let giga = cost.multiply_accumulates as f64 / 1e9;
+        out.push_str(&format!("| {part} | {} | {giga:.3} | {per} |\n", cost.parameters));
+    }
+    out
 }
 
 impl Ledger {

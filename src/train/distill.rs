@@ -62,19 +62,16 @@ impl Teachers {
 #[must_use]
 pub fn student(recipe: &Recipe, sam: &Weights, clip: &Weights) -> Weights {
     let config = recipe.merged();
-    let mut weights = initial::weights(&inventory::merged(&config), recipe.seed + 2);
     let last = format!("image_encoder.blocks.{}.", config.sam.depth - 1);
-    for (name, values) in &mut weights {
+    let known = |name: &str, shape: &[usize]| {
         let copied = name
             .strip_prefix("clip_head.blocks.")
             .and_then(|rest| rest.split_once('.'));
-        let source = copied.map_or_else(|| name.clone(), |(_, rest)| format!("{last}{rest}"));
-        if let Some(found) = sam.get(&source).or_else(|| clip.get(&source))
-            && found.shape == values.shape
-        {
-            values.data.clone_from(&found.data);
-        }
-    }
+        let source = copied.map_or_else(|| name.to_owned(), |(_, rest)| format!("{last}{rest}"));
+        let found = sam.get(&source).or_else(|| clip.get(&source))?;
+        (found.shape == shape).then(|| found.data.clone())
+    };
+    let mut weights = initial::completed(&inventory::merged(&config), recipe.seed + 2, known);
     let scale = Values {
         shape: Vec::new(),
         data: vec![recipe.losses.logit_scale.ln()],
@@ -332,7 +329,7 @@ fn region_text(
             .map(|name| input.template.replace("{}", name))
             .collect();
         let tokens = tokenize(&teachers.tokenizer, &texts).expect("class names are short");
-        graph.unit_norm(&clip::encode_text(graph, &recipe.text, dim, false, &tokens))
+        graph.unit_norm(&clip::encode_text(graph, &recipe.text, dim, recipe.quick_gelu, &tokens))
     } else {
         let mut table = Vec::with_capacity(k * dim);
         for name in &targets.names {

@@ -158,7 +158,13 @@ fn decoder_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
 fn text_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
     let recorder = Recorder::new(weights, Storage::Half);
     let tokens = recorder.tokens("token_ids", recipe.export.texts, recipe.text.context_length);
-    let features = clip::encode_text(&recorder, &recipe.text, recipe.clip_head.text_dim, false, &tokens);
+    let features = clip::encode_text(
+        &recorder,
+        &recipe.text,
+        recipe.clip_head.text_dim,
+        recipe.quick_gelu,
+        &tokens,
+    );
     let embedding = recorder.unit_norm(&features);
     recorder.finish("text_encoder", &[("text_embedding", &embedding)])
 }

@@ -1,36 +1,88 @@
-//! Other people's checkpoints: read, check against the architecture, store under the same names.
+//! Other people's checkpoints: read, recognised, checked against the architecture, kept under the same names.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::train::model::{ClipConfig, SamConfig, inventory};
-use crate::train::weights::{self, Weights, WeightsError};
+use crate::train::model::{ClipConfig, SamConfig, architecture, inventory};
+use crate::train::weights::{self, Inventory, Weights, WeightsError};
 
 /// Buffers that checkpoints carry and no model needs: the causal mask is a constant.
 const BUFFERS: [&str; 1] = ["attn_mask"];
 
-/// Reads a SAM checkpoint and checks every name and shape against `config`.
-///
-/// # Errors
-/// [`WeightsError`]: unreadable, or one list of all missing, extra and mis-shaped tensors.
-pub fn sam(path: &Path, config: &SamConfig) -> Result<Weights, WeightsError> {
-    checked(path, &inventory::sam(config))
+/// Why a checkpoint was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// Unreadable, or not of the architecture.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// No published architecture has its shapes.
+    #[error("{path}: {found}; expected a checkpoint of {expected}, or give its architecture with --config FILE.json")]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+        /// Architectures that are recognised.
+        expected: String,
+    },
 }
 
-/// Reads an OpenCLIP checkpoint and checks every name and shape against `config`.
+/// Reads a SAM checkpoint and checks every name and shape, against `config` or against the published architecture that
+/// it is recognised as.
 ///
 /// # Errors
-/// [`WeightsError`]: unreadable, or one list of all missing, extra and mis-shaped tensors.
-pub fn clip(path: &Path, config: &ClipConfig) -> Result<Weights, WeightsError> {
-    checked(path, &inventory::clip(config))
+/// [`ImportError`]: unreadable, not recognised, or one list of all missing, extra and mis-shaped tensors.
+pub fn sam(path: &Path, config: Option<&SamConfig>) -> Result<(Weights, SamConfig), ImportError> {
+    let weights = read(path)?;
+    let shapes = weights::shapes(&weights);
+    let recognised = || SamConfig::recognise(&shapes);
+    let config = config
+        .cloned()
+        .or_else(recognised)
+        .ok_or_else(|| ImportError::Unknown {
+            path: path.into(),
+            found: described(&shapes, "image_encoder.pos_embed"),
+            expected: format!("SAM {}", architecture::SAM.join(", ")),
+        })?;
+    weights::check(&weights, &inventory::sam(&config), &path.display().to_string())?;
+    Ok((weights, config))
 }
 
-fn checked(path: &Path, inventory: &weights::Inventory) -> Result<Weights, WeightsError> {
+/// Reads an OpenCLIP checkpoint and checks every name and shape, against `config` or against the published
+/// architecture that it is recognised as (with plain GELU: no shape tells QuickGELU).
+///
+/// # Errors
+/// [`ImportError`]: unreadable, not recognised, or one list of all missing, extra and mis-shaped tensors.
+pub fn clip(path: &Path, config: Option<&ClipConfig>) -> Result<(Weights, ClipConfig), ImportError> {
+    let weights = read(path)?;
+    let shapes = weights::shapes(&weights);
+    let recognised = || ClipConfig::recognise(&shapes);
+    let config = config
+        .cloned()
+        .or_else(recognised)
+        .ok_or_else(|| ImportError::Unknown {
+            path: path.into(),
+            found: described(&shapes, "visual.conv1.weight"),
+            expected: format!("OpenCLIP {}", architecture::CLIP.join(", ")),
+        })?;
+    weights::check(&weights, &inventory::clip(&config), &path.display().to_string())?;
+    Ok((weights, config))
+}
+
+fn read(path: &Path) -> Result<Weights, WeightsError> {
     let mut weights = weights::read(path)?;
     for buffer in BUFFERS {
         weights.remove(buffer);
     }
-    weights::check(&weights, inventory, &path.display().to_string())?;
     Ok(weights)
+}
+
+/// What was found where the architecture would show.
+fn described(shapes: &Inventory, telling: &str) -> String {
+    match (shapes.get(telling), shapes.keys().next()) {
+        (Some(shape), _) => format!("{telling} has shape {shape:?}"),
+        (None, Some(first)) => format!("{} tensors, {first} among them, and no {telling}", shapes.len()),
+        (None, None) => "no tensors".into(),
+    }
 }
 
 #[cfg(test)]
@@ -46,16 +98,16 @@ mod tests {
     #[test]
     fn published_file_forms_import_under_their_own_names() {
         let config = serde_json::from_slice(&std::fs::read(golden("sam_tiny.json")).unwrap()).unwrap();
-        let weights = sam(&golden("sam_tiny.pth"), &config).unwrap();
+        let (weights, _) = sam(&golden("sam_tiny.pth"), Some(&config)).unwrap();
         assert!(weights.contains_key("image_encoder.blocks.3.attn.rel_pos_w"));
         let config = serde_json::from_slice(&std::fs::read(golden("clip_tiny.json")).unwrap()).unwrap();
-        let weights = clip(&golden("clip_tiny.safetensors"), &config).unwrap();
+        let (weights, _) = clip(&golden("clip_tiny.safetensors"), Some(&config)).unwrap();
         assert!(weights["logit_scale"].shape.is_empty(), "a scalar stays a scalar");
     }
 
     #[test]
     fn a_checkpoint_of_another_size_is_refused_with_the_whole_list() {
-        let error = sam(&golden("sam_tiny.pth"), &SamConfig::vit_b())
+        let error = sam(&golden("sam_tiny.pth"), Some(&SamConfig::vit_b()))
             .unwrap_err()
             .to_string();
         assert!(
@@ -64,6 +116,20 @@ mod tests {
         );
         assert!(
             error.contains("image_encoder.pos_embed has shape [1, 12, 12, 48], expected [1, 64, 64, 768]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_of_no_published_architecture_says_what_it_is_and_what_is_read() {
+        let error = sam(&golden("sam_tiny.pth"), None).unwrap_err().to_string();
+        assert!(
+            error.contains("[1, 12, 12, 48]") && error.contains("vit_b, vit_l, vit_h"),
+            "{error}"
+        );
+        let error = clip(&golden("sam_tiny.pth"), None).unwrap_err().to_string();
+        assert!(
+            error.contains("no visual.conv1.weight") && error.contains("--config"),
             "{error}"
         );
     }

@@ -12,6 +12,12 @@ use crate::train::weights::{Inventory, Values, Weights};
 /// Initial weights for `inventory`, the same for the same seed.
 #[must_use]
 pub fn weights(inventory: &Inventory, seed: u64) -> Weights {
+    completed(inventory, seed, |_, _| None)
+}
+
+/// Weights for `inventory`: those that `known` gives for a name and shape, the others as [`weights`] has them.
+#[must_use]
+pub fn completed(inventory: &Inventory, seed: u64, known: impl Fn(&str, &[usize]) -> Option<Vec<f32>>) -> Weights {
     inventory
         .iter()
         .enumerate()
@@ -21,7 +27,7 @@ pub fn weights(inventory: &Inventory, seed: u64) -> Weights {
                 name.clone(),
                 Values {
                     shape: shape.clone(),
-                    data: values(name, shape, &mut rng),
+                    data: known(name, shape).unwrap_or_else(|| values(name, shape, &mut rng)),
                 },
             )
         })

@@ -21,6 +21,7 @@ pub mod onnx;
 pub mod ops;
 pub mod optimizer;
 pub mod recipe;
+pub mod run;
 pub mod sam_loss;
 pub mod schedule;
 pub mod session;

@@ -28,13 +28,19 @@ pub struct Recipe {
     pub text: TextConfig,
     /// The CLIP teacher's image tower.
     pub clip_teacher: VisionConfig,
+    /// QuickGELU in both towers of the CLIP teacher (OpenAI's weights ask for it).
+    #[serde(default)]
+    pub quick_gelu: bool,
     /// Optimiser, all stages.
     #[serde(default)]
     pub optimizer: AdamWConfig,
-    /// Training the SAM teacher on labelled masks.
-    pub teach_sam: Stage,
-    /// Training the CLIP teacher on captions, labels and labelled regions.
-    pub teach_clip: Stage,
+    /// Training the SAM teacher on labelled masks; absent where the teacher is somebody's checkpoint.
+    #[serde(default)]
+    pub teach_sam: Option<Stage>,
+    /// Training the CLIP teacher on captions, labels and labelled regions; absent where the teacher is somebody's
+    /// checkpoint.
+    #[serde(default)]
+    pub teach_clip: Option<Stage>,
     /// Stage 1 of the paper: backbone frozen, CLIP head only.
     pub probe: Stage,
     /// Stage 2 of the paper: backbone, CLIP head and SAM head together.
@@ -360,7 +366,7 @@ impl Recipe {
             sam: self.sam.clone(),
             clip_head: self.clip_head.clone(),
             text: self.text.clone(),
-            quick_gelu: false,
+            quick_gelu: self.quick_gelu,
         }
     }
 }

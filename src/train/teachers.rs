@@ -16,7 +16,7 @@ use crate::train::initial;
 use crate::train::loss::cross_entropy;
 use crate::train::model::{ClipConfig, clip, encoder, inventory};
 use crate::train::ops::Ops;
-use crate::train::recipe::{Recipe, StageName};
+use crate::train::recipe::{Recipe, Stage, StageName};
 use crate::train::sam_loss;
 use crate::train::session::{RunFolder, SessionError, StepLoss, Tape, Tensor};
 use crate::train::text_bank::tokenize;
@@ -42,16 +42,16 @@ pub fn clip_config(recipe: &Recipe) -> ClipConfig {
         embed_dim: recipe.clip_head.text_dim,
         vision_cfg: recipe.clip_teacher.clone(),
         text_cfg: recipe.text.clone(),
-        quick_gelu: false,
+        quick_gelu: recipe.quick_gelu,
     }
 }
 
-/// Trains the SAM teacher; returns its weights.
+/// Trains the SAM teacher as `stage` says; returns its weights.
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn sam(recipe: &Recipe, feed: &Feed, folder: &RunFolder) -> Result<Weights, SessionError> {
-    let (sam, stage) = (&recipe.sam, &recipe.teach_sam);
+pub fn sam(recipe: &Recipe, stage: &Stage, feed: &Feed, folder: &RunFolder) -> Result<Weights, SessionError> {
+    let sam = &recipe.sam;
     let mut session = folder.session(recipe, StageName::TeachSam, || {
         initial::weights(&inventory::sam(sam), recipe.seed)
     })?;
@@ -165,12 +165,18 @@ fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng)
     Some((region, name))
 }
 
-/// Trains the CLIP teacher; returns its weights.
+/// Trains the CLIP teacher as `stage` says; returns its weights.
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn clip(recipe: &Recipe, feed: &Feed, tokenizer: &Tokenizer, folder: &RunFolder) -> Result<Weights, SessionError> {
-    let (config, stage) = (clip_config(recipe), &recipe.teach_clip);
+pub fn clip(
+    recipe: &Recipe,
+    stage: &Stage,
+    feed: &Feed,
+    tokenizer: &Tokenizer,
+    folder: &RunFolder,
+) -> Result<Weights, SessionError> {
+    let config = clip_config(recipe);
     let side = config.vision_cfg.image_size;
     let mut names = feed.names();
     names.extend(
@@ -210,7 +216,7 @@ pub fn clip(recipe: &Recipe, feed: &Feed, tokenizer: &Tokenizer, folder: &RunFol
         batch,
         |graph, (pixels, texts, tokens, named)| {
             let embed = |tokens: &TokenBatch| {
-                let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, false, tokens);
+                let text = clip::encode_text(graph, &config.text_cfg, config.embed_dim, config.quick_gelu, tokens);
                 graph.unit_norm(&text)
             };
             let image = graph.input(pixels, &[stage.batch, 3, side, side]);

@@ -7,15 +7,14 @@ use burn_flex::Flex;
 use crate::text::templates::TEMPLATES;
 use crate::text::tokenizer::{TextError, Tokenizer};
 use crate::train::autodiff::{Graph, TokenBatch};
-use crate::train::model::{TextConfig, clip};
+use crate::train::model::{MergedConfig, clip};
 use crate::train::ops::Ops;
 use crate::train::weights::Weights;
 
 /// A frozen text tower with a cache.
 pub struct TextBank {
     tower: Graph<Flex>,
-    config: TextConfig,
-    dim: usize,
+    config: MergedConfig,
     tokenizer: Tokenizer,
     cache: HashMap<String, Vec<f32>>,
 }
@@ -38,13 +37,12 @@ pub fn tokenize(tokenizer: &Tokenizer, texts: &[String]) -> Result<TokenBatch, T
 }
 
 impl TextBank {
-    /// A bank over the text tower among `weights`, embedding into `dim` dimensions.
+    /// A bank over the text tower among `weights`.
     #[must_use]
-    pub fn new(weights: &Weights, config: &TextConfig, dim: usize, tokenizer: Tokenizer) -> Self {
+    pub fn new(weights: &Weights, config: MergedConfig, tokenizer: Tokenizer) -> Self {
         Self {
             tower: Graph::new(weights, Default::default()),
-            config: config.clone(),
-            dim,
+            config,
             tokenizer,
             cache: HashMap::new(),
         }
@@ -58,10 +56,16 @@ impl TextBank {
         if !self.cache.contains_key(name) {
             let texts: Vec<String> = TEMPLATES.iter().map(|t| t.replace("{}", name)).collect();
             let tokens = tokenize(&self.tokenizer, &texts)?;
-            let features = clip::encode_text(&self.tower, &self.config, self.dim, false, &tokens);
+            let features = clip::encode_text(
+                &self.tower,
+                &self.config.text,
+                self.config.clip_head.text_dim,
+                self.config.quick_gelu,
+                &tokens,
+            );
             let rows = self.tower.values(&self.tower.unit_norm(&features));
-            let mut mean = vec![0.0; self.dim];
-            for row in rows.chunks(self.dim) {
+            let mut mean = vec![0.0; self.config.clip_head.text_dim];
+            for row in rows.chunks(self.config.clip_head.text_dim) {
                 mean.iter_mut().zip(row).for_each(|(m, r)| *m += r);
             }
             let norm = mean.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);

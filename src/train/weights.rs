@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+mod pytorch_file;
+mod safetensors_file;
 
 /// One weight: row-major values and their shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,16 +69,43 @@ pub enum WeightsError {
     },
 }
 
-/// Reads a checkpoint, all of it, as `f32`. Integer buffers of a PyTorch file are left out.
+/// Reads a checkpoint, all of it, as `f32`, one tensor after the other: beside the result, memory holds the bytes of one
+/// tensor. Integer buffers of a PyTorch file are left out.
 ///
 /// # Errors
 /// [`WeightsError`] if the file cannot be read, is damaged, or is of an unknown kind.
 pub fn read(path: &Path) -> Result<Weights, WeightsError> {
     match path.extension().and_then(|e| e.to_str()) {
-        Some("safetensors") => read_safetensors(path),
-        Some("pth" | "pt" | "bin") => read_pytorch(path),
+        Some("safetensors") => safetensors_file::read(path),
+        Some("pth" | "pt" | "bin") => pytorch_file::read(path),
         _ => Err(WeightsError::Kind { path: path.into() }),
     }
+}
+
+/// Writes `weights` with `metadata` as `.safetensors`, by a temporary file beside it: a kill at any
+/// time leaves the old file or the new one. One tensor at a time is held a second time.
+///
+/// # Errors
+/// [`WeightsError::Io`] if the file cannot be written.
+pub fn write(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>) -> Result<(), WeightsError> {
+    safetensors_file::write(path, weights, metadata)
+}
+
+/// The metadata that [`write`] stored.
+///
+/// # Errors
+/// [`WeightsError`] if the file cannot be read or is damaged.
+pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
+    safetensors_file::read_metadata(path)
+}
+
+/// Names and shapes of `weights`.
+#[must_use]
+pub fn shapes(weights: &Weights) -> Inventory {
+    weights
+        .iter()
+        .map(|(name, v)| (name.clone(), v.shape.clone()))
+        .collect()
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
@@ -87,130 +115,42 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
     }
 }
 
-fn read_safetensors(path: &Path) -> Result<Weights, WeightsError> {
-    let bytes = std::fs::read(path).map_err(io(path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| WeightsError::Damaged {
+fn damaged(path: &Path, reason: impl std::fmt::Display) -> WeightsError {
+    WeightsError::Damaged {
         path: path.into(),
-        reason: e.to_string(),
-    })?;
-    let mut weights = Weights::new();
-    for (name, view) in file.tensors() {
-        let convert = |n: usize, f: &dyn Fn(&[u8]) -> f32| view.data().chunks_exact(n).map(f).collect::<Vec<f32>>();
-        let data = match view.dtype() {
-            Dtype::F32 => convert(4, &|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            Dtype::F16 => convert(2, &|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
-            Dtype::BF16 => convert(2, &|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-            #[allow(clippy::cast_possible_truncation)] // weights are used in f32
-            Dtype::F64 => convert(8, &|b| f64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32),
-            other => {
-                return Err(WeightsError::Type {
-                    path: path.into(),
-                    name,
-                    found: format!("{other:?}"),
-                });
-            }
-        };
-        weights.insert(
-            name,
-            Values {
-                shape: view.shape().to_vec(),
-                data,
-            },
-        );
+        reason: reason.to_string(),
     }
-    Ok(weights)
 }
 
-fn read_pytorch(path: &Path) -> Result<Weights, WeightsError> {
-    use pytorch_reader::DType;
-    std::fs::File::open(path).map_err(io(path))?;
-    let damaged = |reason: String| WeightsError::Damaged {
-        path: path.into(),
-        reason,
-    };
-    let reader = pytorch_reader::PytorchReader::new(path).map_err(|e| damaged(e.to_string()))?;
-    let mut weights = Weights::new();
-    for (name, tensor) in reader.into_tensors() {
-        let width = match tensor.dtype() {
-            DType::F32 => 4,
-            DType::F64 => 8,
-            DType::F16 | DType::BF16 => 2,
-            _ => continue,
-        };
-        let bytes = tensor.read().map_err(|e| damaged(format!("tensor {name:?}: {e}")))?;
-        if bytes.len() != tensor.num_elements() * width {
-            return Err(damaged(format!(
-                "tensor {name:?} holds {} bytes, its shape {:?} asks for {}",
-                bytes.len(),
-                tensor.shape(),
-                tensor.num_elements() * width
-            )));
+/// How a file stores one value.
+#[derive(Clone, Copy)]
+enum Stored {
+    F16,
+    Bf16,
+    F32,
+    F64,
+}
+
+impl Stored {
+    fn width(self) -> usize {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+            Self::F64 => 8,
         }
-        #[allow(clippy::cast_possible_truncation)] // weights are used in f32
-        let data = bytes
-            .chunks_exact(width)
-            .map(|b| match tensor.dtype() {
-                DType::F32 => f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
-                DType::F64 => f64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32,
-                DType::F16 => half::f16::from_le_bytes([b[0], b[1]]).to_f32(),
-                _ => half::bf16::from_le_bytes([b[0], b[1]]).to_f32(),
-            })
-            .collect();
-        weights.insert(
-            name,
-            Values {
-                shape: tensor.shape().to_vec(),
-                data,
-            },
-        );
     }
-    if weights.is_empty() {
-        return Err(damaged("it holds no tensors".into()));
+
+    /// Little-endian bytes as `f32`.
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        let convert = |f: &dyn Fn(&[u8]) -> f32| bytes.chunks_exact(self.width()).map(f).collect();
+        match self {
+            Self::F16 => convert(&|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            Self::Bf16 => convert(&|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            Self::F32 => convert(&|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            #[allow(clippy::cast_possible_truncation)] // weights are used in f32
+            Self::F64 => convert(&|b| f64::from_le_bytes(b.try_into().expect("chunks of 8")) as f32),
+        }
     }
-    Ok(weights)
-}
-
-/// Writes `weights` with `metadata` as `.safetensors`, by a temporary file beside it: a kill at any
-/// time leaves the old file or the new one.
-///
-/// # Errors
-/// [`WeightsError::Io`] if the file cannot be written.
-pub fn write(path: &Path, weights: &Weights, metadata: &BTreeMap<String, String>) -> Result<(), WeightsError> {
-    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = weights
-        .iter()
-        .map(|(name, v)| {
-            (
-                name.clone(),
-                v.shape.clone(),
-                v.data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            )
-        })
-        .collect();
-    let views = bytes.iter().map(|(name, shape, data)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), data).expect("values fill their shape");
-        (name.as_str(), view)
-    });
-    let metadata = Some(metadata.clone().into_iter().collect());
-    let partial = path.with_extension("partial");
-    let written = safetensors::serialize_to_file(views, metadata, &partial);
-    written.map_err(|e| WeightsError::Io {
-        path: partial.clone(),
-        source: std::io::Error::other(e.to_string()),
-    })?;
-    std::fs::rename(&partial, path).map_err(io(path))
-}
-
-/// The metadata that [`write`] stored.
-///
-/// # Errors
-/// [`WeightsError`] if the file cannot be read or is damaged.
-pub fn read_metadata(path: &Path) -> Result<BTreeMap<String, String>, WeightsError> {
-    let bytes = std::fs::read(path).map_err(io(path))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| WeightsError::Damaged {
-        path: path.into(),
-        reason: e.to_string(),
-    })?;
-    Ok(header.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
 /// Compares `weights` with what the model asks for.

@@ -1,0 +1,186 @@
+//! A run: a recipe, its data, its folder, and the stages one after the other.
+//!
+//! Every stage opens its checkpoint if there is one, so a run that was killed goes on where it was. Teachers are trained
+//! by the recipe or are somebody's checkpoints ([`RunOptions::sam`], [`RunOptions::clip`]).
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::contract::hash_file;
+use crate::text::tokenizer::Tokenizer;
+use crate::train::dataset::Dataset;
+use crate::train::distill::{self, Teachers};
+use crate::train::feed::Feed;
+use crate::train::import;
+use crate::train::model::resize;
+use crate::train::recipe::Recipe;
+use crate::train::session::RunFolder;
+use crate::train::teachers::{self, clip_config};
+use crate::train::text_bank::TextBank;
+use crate::train::weights::Weights;
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The recipe file.
+    pub recipe: PathBuf,
+    /// WebDataset tars or globs of them; none means drawn scenes alone.
+    pub data: Vec<String>,
+    /// Folder of the checkpoints; made if it is missing.
+    pub out: PathBuf,
+    /// A SAM checkpoint as teacher, in place of the recipe's `[teach_sam]`.
+    pub sam: Option<PathBuf>,
+    /// An OpenCLIP checkpoint as teacher, in place of the recipe's `[teach_clip]`.
+    pub clip: Option<PathBuf>,
+}
+
+/// A recipe with its data and its folder.
+pub struct Run {
+    /// The recipe.
+    pub recipe: Recipe,
+    feed: Feed,
+    tokenizer: Tokenizer,
+    folder: RunFolder,
+    sam: Option<PathBuf>,
+    clip: Option<PathBuf>,
+}
+
+impl Run {
+    /// Reads recipe and data and makes the folder.
+    ///
+    /// # Errors
+    /// What cannot be read, written or understood; a teacher that neither the recipe trains nor a file gives.
+    pub fn open(options: RunOptions) -> Result<Self> {
+        let recipe = Recipe::read(&options.recipe)?;
+        for (given, trained, section, flag) in [
+            (&options.sam, &recipe.teach_sam, "teach_sam", "--sam"),
+            (&options.clip, &recipe.teach_clip, "teach_clip", "--clip"),
+        ] {
+            ensure!(
+                given.is_some() || trained.is_some(),
+                "{}: no [{section}], so the teacher is a checkpoint of yours; give it with {flag} FILE",
+                options.recipe.display()
+            );
+        }
+        std::fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
+        let dataset = match options.data.as_slice() {
+            [] => None,
+            patterns => Some(open_data(patterns)?),
+        };
+        let mut data = dataset
+            .as_ref()
+            .map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
+        for (name, file) in [("SAM", &options.sam), ("CLIP", &options.clip)] {
+            if let Some(file) = file {
+                data.push_str(&format!(", {name} teacher {}", hash_file(file)?));
+            }
+        }
+        let folder = RunFolder {
+            path: options.out,
+            data,
+        };
+        Ok(Self {
+            tokenizer: Tokenizer::shortened(recipe.merges)?,
+            feed: Feed::new(dataset, recipe.synth_share, recipe.seed),
+            folder,
+            sam: options.sam,
+            clip: options.clip,
+            recipe,
+        })
+    }
+
+    /// The teachers, and the student that they make.
+    ///
+    /// # Errors
+    /// Of the stages, or of a checkpoint that does not fit the recipe.
+    pub fn teachers(&self) -> Result<(Teachers, Weights)> {
+        let Self {
+            recipe, feed, folder, ..
+        } = self;
+        let sam = match (&self.sam, &recipe.teach_sam) {
+            (Some(file), _) => import::sam(file, Some(&recipe.sam))?.0,
+            (None, stage) => teachers::sam(recipe, trained(stage.as_ref())?, feed, folder)?,
+        };
+        let clip = match (&self.clip, &recipe.teach_clip) {
+            (Some(file), _) => import::clip(file, Some(&clip_config(recipe)))?.0,
+            (None, stage) => teachers::clip(recipe, trained(stage.as_ref())?, feed, &self.tokenizer, folder)?,
+        };
+        let text = TextBank::new(&clip, recipe.merged(), self.tokenizer.clone());
+        let student = distill::student(recipe, &sam, &clip);
+        Ok((Teachers::new(&sam, &clip, text, self.tokenizer.clone()), student))
+    }
+
+    /// Stage 1, after the teachers.
+    ///
+    /// # Errors
+    /// Of the stages.
+    pub fn probe(&self) -> Result<(Teachers, Weights)> {
+        let (mut teachers, student) = self.teachers()?;
+        let probed = distill::probe(&self.recipe, &self.feed, &mut teachers, || student, &self.folder)?;
+        Ok((teachers, probed))
+    }
+
+    /// Stage 2, after stage 1.
+    ///
+    /// # Errors
+    /// Of the stages.
+    pub fn distill(&self) -> Result<(Teachers, Weights)> {
+        let (mut teachers, probed) = self.probe()?;
+        let distilled = distill::distill(&self.recipe, &self.feed, &mut teachers, || probed, &self.folder)?;
+        Ok((teachers, distilled))
+    }
+
+    /// Stage 3 if the recipe has it, after stage 2: the weights of the bundle.
+    ///
+    /// # Errors
+    /// Of the stages.
+    pub fn adapt(&self) -> Result<Weights> {
+        let (mut teachers, distilled) = self.distill()?;
+        Ok(distill::adapt(
+            &self.recipe,
+            &self.feed,
+            &mut teachers,
+            distilled,
+            &self.folder,
+        )?)
+    }
+}
+
+fn trained<T>(stage: Option<&T>) -> Result<&T> {
+    stage.context("a run without a teacher's stage has the teacher's file")
+}
+
+/// The bundle's weights before any training, from two checkpoints: backbone and SAM head are SAM's, the text tower is
+/// CLIP's, the CLIP head is what stage 1 starts from.
+///
+/// # Errors
+/// A checkpoint that does not fit the recipe.
+pub fn untrained(recipe: &Recipe, sam: &Path, clip: &Path) -> Result<Weights> {
+    let sam = import::sam(sam, Some(&recipe.sam))?.0;
+    let clip = import::clip(clip, Some(&clip_config(recipe)))?.0;
+    let student = distill::student(recipe, &sam, &clip);
+    Ok(match &recipe.adapt {
+        None => student,
+        Some(_) => resize::positions(&student, &recipe.merged(), &recipe.adapted().merged()),
+    })
+}
+
+/// Opens photos; corrupt samples are left out and named in the log.
+///
+/// # Errors
+/// Patterns that match nothing, unreadable tars, or no readable sample at all.
+pub fn open_data(patterns: &[String]) -> Result<Dataset> {
+    let mut dataset = Dataset::open(patterns)?;
+    dataset.skip_corrupt();
+    for error in dataset.skipped() {
+        tracing::warn!(%error, "sample skipped");
+    }
+    tracing::info!(
+        samples = dataset.len(),
+        skipped = dataset.skipped().len(),
+        "data opened"
+    );
+    ensure!(!dataset.is_empty(), "{patterns:?}: no readable sample; check the paths");
+    Ok(dataset)
+}
