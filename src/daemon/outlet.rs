@@ -44,6 +44,10 @@ impl Outlet {
         }
     }
 
+    pub(super) fn status_of_all(&self, status: DetectStatus) {
+        (0..self.cameras.len()).for_each(|slot| self.status(slot, status));
+    }
+
     /// Sends the frame message, and the retained count of every query whose count changed.
     pub(super) fn frame(&self, slot: usize, message: &[u8], health: &mut Health, found: &Detections) {
         let (Some((publisher, topics)), Some(camera)) = (&self.mqtt, self.cameras.get(slot)) else {
