@@ -19,7 +19,7 @@ use samclip::daemon::prepare::{PrepareOptions, prepare};
 use samclip::daemon::report::MaskOutput;
 use samclip::daemon::run::{backend, provider, query_specs, run as daemon, runtime_options, sources};
 use samclip::daemon::segment::{SegmentOptions, segment};
-use samclip::runtime::RuntimeOptions;
+use samclip::runtime::{RuntimeOptions, forbid_telemetry};
 use tracing_subscriber::EnvFilter;
 
 /// Exit code for a configuration that is refused (`sysexits.h`).
@@ -168,6 +168,7 @@ const SEARCH: &str = "ONNX Runtime's library (1.17 or newer) is looked for in th
 Without one, tract runs the model on the CPU.";
 
 fn main() -> ExitCode {
+    forbid_telemetry();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         EnvFilter::new(if matches!(cli.command, Command::Run { .. }) {

@@ -759,6 +759,38 @@ tolerance = 2.5
     }
 
     #[test]
+    fn the_runtime_table_is_checked_before_anything_is_opened() {
+        let with = |runtime: &str| parse(&FULL.replacen("provider = \"tensorrt\"", runtime, 1));
+        let config = with("provider = \"cuda\"\nprecision = \"fp16.v2\"\ncache = \"/var/cache/samclip\"").unwrap();
+        assert_eq!(
+            (config.provider, config.precision.as_deref()),
+            (Provider::Cuda, Some("fp16.v2"))
+        );
+        assert_eq!(config.cache.as_deref(), Some(Path::new("/var/cache/samclip")));
+        for (runtime, expected) in [
+            (
+                "precision = \"\"",
+                "6: precision is \"\", expected the name of a variant",
+            ),
+            ("precision = \"../fp16\"", "6: precision is \"../fp16\""),
+            ("precision = 16", "6: invalid type: integer"),
+            (
+                "cache = \"caches\"",
+                "6: cache is \"caches\", expected an absolute path",
+            ),
+            ("cash = \"/var\"", "6: unknown field \"cash\""),
+        ] {
+            let error = with(runtime).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+        }
+        let error = refused("\"ort\"", "\"tract\"");
+        assert_eq!(
+            error,
+            "samclipd.toml:6: engine is \"tract\", which runs on the CPU only; expected provider \"auto\" or \"cpu\""
+        );
+    }
+
+    #[test]
     fn files_that_are_no_short_texts_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("samclipd.toml");

@@ -88,6 +88,19 @@ pub struct Engine {
     pub nodes: BTreeMap<String, usize>,
 }
 
+/// Keeps ONNX Runtime from collecting telemetry: 1.32 writes a device id into the user's cache as soon as it is loaded,
+/// whatever its programming interface is told later. To be called first in `main`.
+///
+/// Does nothing once the process has a second thread, where changing the environment is not sound any more.
+#[allow(unsafe_code)]
+pub fn forbid_telemetry() {
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1);
+    if alone && std::env::var_os("ORT_DISABLE_TELEMETRY").is_none() {
+        // SAFETY: this is the only thread of the process, so nothing reads the environment at the same time.
+        unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+    }
+}
+
 /// Opens the graphs of a bundle with the back end the options ask for.
 ///
 /// # Errors
