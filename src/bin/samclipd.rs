@@ -19,6 +19,7 @@ use samclip::daemon::prepare::{PrepareOptions, prepare};
 use samclip::daemon::report::MaskOutput;
 use samclip::daemon::run::{backend, provider, query_specs, run as daemon, runtime_options, sources};
 use samclip::daemon::segment::{SegmentOptions, segment};
+use samclip::runtime::progress::{Progress, Stage};
 use samclip::runtime::{RuntimeOptions, forbid_telemetry};
 use tracing_subscriber::EnvFilter;
 
@@ -154,7 +155,16 @@ impl ModelArgs {
     }
 
     fn open(&self) -> anyhow::Result<Pipeline> {
-        Ok(Pipeline::open(&self.bundle()?, &self.options())?)
+        Ok(Pipeline::open_watched(&self.bundle()?, &self.options(), &OnTerminal)?)
+    }
+}
+
+/// Says on the terminal what takes long: building an engine looks like a hang otherwise.
+struct OnTerminal;
+
+impl Progress for OnTerminal {
+    fn stage(&self, stage: &Stage) {
+        let _ = writeln!(std::io::stderr(), "samclipd: {stage}");
     }
 }
 

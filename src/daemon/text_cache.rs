@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tracing::{debug, warn};
 
 use crate::contract::{Bundle, sha256_hex};
-use crate::runtime::engine_cache::write_whole;
+use crate::runtime::whole_file::write_whole;
 use crate::text::templates::TEMPLATES;
 
 /// First bytes of an entry; the last one is the version.

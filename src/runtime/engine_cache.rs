@@ -11,104 +11,25 @@
 //! leaves files that look like engines. So the marker comes last, after the engines were read back, and a folder whose
 //! marker is missing or differs from its files is removed. Nothing here knows TensorRT: the caller opens the graphs.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use super::RuntimeError;
+pub use super::engine_marker::{Contents, EngineKey, MARKER, examine};
+use super::engine_marker::{TIMING, engines, seal};
 use super::progress::{Progress, Stage};
+use super::whole_file::write_whole;
 use crate::contract::sha256_hex;
-
-/// Name of the marker.
-pub const MARKER: &str = "complete.toml";
-
-/// Format of the marker.
-const FORMAT: u32 = 1;
 
 /// Folders kept of one bundle, and of all bundles together, the one in use included.
 const KEPT: (usize, usize) = (3, 6);
 
 /// Pause between two looks at a lock that a building process holds.
 const PATIENCE: Duration = Duration::from_millis(200);
-
-/// Ending of TensorRT's timing caches, which change with every build and decide nothing.
-const TIMING: &str = "timing";
-
-/// What an engine depends on: if one of these changes, it must be built again.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EngineKey {
-    /// Hash of the bundle, hex.
-    pub bundle: String,
-    /// Variant of the graphs and the arithmetic TensorRT may use.
-    pub precision: String,
-    /// GPU model, driver, board.
-    pub device: String,
-    /// ONNX Runtime's version and build.
-    pub onnx_runtime: String,
-    /// Versions of TensorRT, CUDA and cuDNN.
-    pub tensorrt: String,
-}
-
-impl EngineKey {
-    /// Name of the folder: the bundle readable, the rest hashed.
-    #[must_use]
-    pub fn folder(&self) -> String {
-        let bundle = self.bundle.get(..12).unwrap_or(&self.bundle);
-        format!(
-            "{bundle}-{}",
-            short(&[
-                &self.bundle,
-                &self.precision,
-                &self.device,
-                &self.onnx_runtime,
-                &self.tensorrt
-            ])
-        )
-    }
-
-    /// Timing caches are good for every model on the same device and libraries.
-    fn timing(&self) -> String {
-        short(&[&self.device, &self.onnx_runtime, &self.tensorrt])
-    }
-}
-
-fn short(parts: &[&str]) -> String {
-    let mut hash = sha256_hex(parts.join("\n").as_bytes());
-    hash.truncate(16);
-    hash
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Marker {
-    format: u32,
-    key: EngineKey,
-    files: BTreeMap<String, Entry>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    bytes: u64,
-    sha256: String,
-}
-
-/// What a folder holds.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Contents {
-    /// Nothing.
-    Absent,
-    /// Engines that may be loaded.
-    Complete,
-    /// Something that must not be, and why.
-    Broken(String),
-}
 
 /// Keeps engines from being removed while they are in use.
 #[derive(Debug)]
@@ -126,99 +47,6 @@ fn failed(path: &Path, what: &str) -> impl Fn(io::Error) -> RuntimeError {
         path: path.clone(),
         message: format!("{what}: {error}; free some space or choose another cache directory"),
     }
-}
-
-/// Every engine file of a folder with size and hash; markers and timing caches are none.
-fn engines(folder: &Path) -> io::Result<BTreeMap<String, Entry>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        let Some(name) = path.file_name().and_then(|n| n.to_str()).map(str::to_owned) else {
-            return Err(io::Error::other("a file name is not text"));
-        };
-        if name.starts_with(MARKER) || path.extension().is_some_and(|e| e == TIMING) || !path.is_file() {
-            continue;
-        }
-        let bytes = fs::read(&path)?;
-        let entry = Entry {
-            bytes: bytes.len() as u64,
-            sha256: sha256_hex(&bytes),
-        };
-        found.insert(name, entry);
-    }
-    Ok(found)
-}
-
-/// Compares a folder with its marker and the key.
-///
-/// # Errors
-/// What the system says if the folder cannot be read.
-pub fn examine(folder: &Path, key: &EngineKey) -> io::Result<Contents> {
-    let mut listing = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::Absent),
-        listing => listing?,
-    };
-    if listing.next().is_none() {
-        return Ok(Contents::Absent);
-    }
-    let text = match fs::read_to_string(folder.join(MARKER)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Contents::Broken("a build was interrupted".into()));
-        }
-        Err(error) => return Ok(Contents::Broken(format!("{MARKER}: {error}"))),
-        Ok(text) => text,
-    };
-    let marker: Marker = match toml::from_str(&text) {
-        Ok(marker) => marker,
-        Err(error) => return Ok(Contents::Broken(format!("{MARKER}: {}", error.message()))),
-    };
-    if marker.format != FORMAT || marker.key != *key {
-        return Ok(Contents::Broken(format!("{MARKER} was written for something else")));
-    }
-    let found = engines(folder)?;
-    for (name, expected) in &marker.files {
-        match found.get(name) {
-            None => return Ok(Contents::Broken(format!("{name} is missing"))),
-            Some(f) if f.bytes != expected.bytes => {
-                let (found, expected) = (f.bytes, expected.bytes);
-                return Ok(Contents::Broken(format!(
-                    "{name} has {found} bytes, {MARKER} says {expected}"
-                )));
-            }
-            Some(f) if f != expected => {
-                return Ok(Contents::Broken(format!(
-                    "{name} has another SHA-256 than {MARKER} says"
-                )));
-            }
-            Some(_) => {}
-        }
-    }
-    match found.keys().find(|name| !marker.files.contains_key(*name)) {
-        Some(name) => Ok(Contents::Broken(format!("{name} is not in {MARKER}"))),
-        None => Ok(Contents::Complete),
-    }
-}
-
-/// Writes a file so that it is there whole or not at all, even if the power fails.
-///
-/// # Errors
-/// What the system says; nothing is left behind then.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.partial", std::process::id()));
-    let partial = path.with_file_name(name);
-    let written = File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    written?;
-    // The rename itself; some file systems refuse to sync a directory, which costs the guarantee but not the file.
-    if let Some(parent) = path.parent().and_then(|p| File::open(p).ok()) {
-        let _ = parent.sync_all();
-    }
-    Ok(())
 }
 
 /// Opens graphs with engines from `root`; builds, checks and keeps the engines if they are not there.
@@ -376,18 +204,9 @@ fn build_and_seal<T>(
     if let Some((name, _)) = read.iter().find(|(name, entry)| written.get(*name) != Some(entry)) {
         return Err(incomplete(format!("{name} was written again when it was read back")));
     }
-    for name in read.keys() {
-        let synced = File::open(folder.join(name)).and_then(|file| file.sync_all());
-        synced.map_err(failed(&folder.join(name), "cannot be written"))?;
-    }
-    let marker = Marker {
-        format: FORMAT,
-        key: key.clone(),
-        files: read,
-    };
-    let text = toml::to_string_pretty(&marker).map_err(|e| incomplete(e.to_string()))?;
-    write_whole(&folder.join(MARKER), text.as_bytes()).map_err(failed(&folder.join(MARKER), "cannot be written"))?;
-    info!(folder = %folder.display(), files = marker.files.len(), "engines built");
+    let files = read.len();
+    seal(folder, key, read).map_err(failed(&folder.join(MARKER), "cannot be written"))?;
+    info!(folder = %folder.display(), files, "engines built");
     Ok((opened, true))
 }
 

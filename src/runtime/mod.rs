@@ -9,6 +9,7 @@
 
 pub mod device;
 pub mod engine_cache;
+mod engine_marker;
 mod error;
 mod graph;
 pub mod inventory;
@@ -25,6 +26,7 @@ pub mod proof;
 mod providers;
 mod text_tower;
 mod tract_backend;
+pub mod whole_file;
 
 use std::collections::BTreeMap;
 
