@@ -174,21 +174,20 @@ fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
     };
     let messages = std::thread::scope(|scope| {
         let (ready, subscribed) = channel();
-        let stopped = |topic: &str, body: &[u8]| topic == "samclip/available" && body == b"stopped";
-        let messages = scope.spawn(move || collect(address, &ready, stopped));
-        subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
         let (said, building) = channel();
-        // A second listener: the build goes on until it has heard that there is one.
-        scope.spawn(move || {
-            let (ready, _subscribed) = channel();
+        let messages = scope.spawn(move || {
             collect(address, &ready, |topic, body| {
-                topic == "samclip/gate/status/detect" && body == b"building_engine"
-            });
-            said.send(()).unwrap();
+                if topic == "samclip/gate/status/detect" && body == b"building_engine" {
+                    said.send(()).unwrap();
+                }
+                topic == "samclip/available" && body == b"stopped"
+            })
         });
+        subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         run_with(&config, &clock, &AtomicBool::new(false), |progress| {
             progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
+            // The build goes on until a subscriber has heard that there is one.
             building.recv_timeout(Duration::from_secs(60)).unwrap();
             Pipeline::open(dir.path(), &options)
         })

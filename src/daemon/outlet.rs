@@ -72,6 +72,16 @@ impl Outlet {
         self.mqtt.as_ref().map_or(0, |(publisher, _)| publisher.stats().dropped)
     }
 
+    /// Says `offline` for every camera and ends; waits a little for a connection, which may be younger than the failure.
+    pub(super) fn give_up(self) {
+        self.status_of_all(DetectStatus::Offline);
+        if let Some((publisher, _)) = &self.mqtt {
+            // Without a broker nobody can be told; the failure itself goes to the log either way.
+            let _ = publisher.wait_connected(GRACE);
+        }
+        self.stop();
+    }
+
     pub(super) fn stop(self) {
         if let Some((publisher, _)) = self.mqtt
             && !publisher.stop(GRACE)

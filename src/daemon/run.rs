@@ -149,8 +149,7 @@ pub fn run_with(
     let mut pipeline = match opened {
         Ok(pipeline) => pipeline,
         Err(error) => {
-            outlet.status_of_all(DetectStatus::Offline);
-            outlet.stop();
+            outlet.give_up();
             return match error {
                 PipelineError::Runtime(RuntimeError::Cancelled { .. }) if stop.load(Ordering::Relaxed) => {
                     info!("stopped");

@@ -227,7 +227,10 @@ fn open_on(
                     progress.stage(&Stage::BuildEngine(None));
                     (open(None)?, None)
                 }
-                None => return Err(RuntimeError::EngineMissing { path: PathBuf::new() }),
+                None => {
+                    let path = "no cache directory".into();
+                    return Err(RuntimeError::EngineMissing { path });
+                }
             }
         }
         Executor::Cuda | Executor::OrtCpu | Executor::Tract => (open(None)?, None),
