@@ -164,6 +164,21 @@ fn a_wrong_library_in_the_environment_is_passed_over_and_told_of() {
     named.says(1, &["samclipd: "]);
 }
 
+#[cfg(feature = "ort")]
+#[test]
+fn onnx_runtime_leaves_nothing_of_its_own_in_the_users_home() {
+    let bench = Bench::new();
+    let library = std::env::var_os("SAMCLIP_ORT_LIB")
+        .expect("this test needs ONNX Runtime: set SAMCLIP_ORT_LIB to libonnxruntime.so (tests/run does)");
+    let model = bench.path("model").display().to_string();
+    let mut command = bench.command(&["prepare", "--model", &model, "--runtime", "ort", "--provider", "cpu"]);
+    let ran = Ran::new(command.env("SAMCLIP_ORT_LIB", library).output().unwrap());
+    ran.says(0, &["provider ort-cpu", "1 computed"]);
+    let caches = std::fs::read_dir(bench.path(".cache")).unwrap();
+    let names: Vec<_> = caches.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["samclip"], "telemetry writes a device id beside it");
+}
+
 #[test]
 fn prepare_does_it_once_and_says_so() {
     let bench = Bench::new();

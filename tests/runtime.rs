@@ -143,10 +143,8 @@ struct Zeros;
 
 impl GraphSession for Zeros {
     fn run(&mut self, spec: &GraphSpec, _: &[Values<'_>], output: &mut TakeOutput<'_>) -> Result<(), RuntimeError> {
-        let outputs = spec.outputs.iter().enumerate();
-        outputs
-            .map(|(i, o)| output(i, &o.shape, &vec![0.0; o.elements()]))
-            .collect()
+        let mut outputs = spec.outputs.iter().enumerate();
+        outputs.try_for_each(|(i, o)| output(i, &o.shape, &vec![0.0; o.elements()]))
     }
 }
 
