@@ -15,9 +15,10 @@ use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::config::Config;
 use samclip::daemon::demo::{DemoOptions, demo};
 use samclip::daemon::pipeline::Pipeline;
-use samclip::daemon::run::run;
+use samclip::daemon::run::{run, run_with};
 use samclip::message::payload::{FRAME_SCHEMA, FrameMessage};
 use samclip::publish::broker::Broker;
+use samclip::runtime::progress::Stage;
 use samclip::runtime::{Backend, RuntimeOptions};
 
 /// Collects messages of all topics until `last` arrives; fails after a minute. Sends to `ready` once it listens.
@@ -146,4 +147,87 @@ fn the_demo_prints_publishes_and_writes_pictures() {
         "{table}"
     );
     assert_eq!(std::fs::read_dir(dir.path().join("out")).unwrap().count(), 7);
+}
+
+#[test]
+fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny::write(dir.path());
+    let frames = dir.path().join("frames");
+    std::fs::create_dir(&frames).unwrap();
+    RgbImage::from_pixel(64, 48, Rgb([230, 20, 20]))
+        .save(frames.join("0.png"))
+        .unwrap();
+    let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let address = broker.address();
+    let text = format!(
+        "model = {:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{frames}\"\n\
+         [[camera]]\nid = \"gate\"\nsource = \"dir://{frames}\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        dir.path(),
+        address.port(),
+        frames = frames.display(),
+    );
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    let options = RuntimeOptions {
+        backend: Backend::Tract,
+        ..RuntimeOptions::default()
+    };
+    let messages = std::thread::scope(|scope| {
+        let (ready, subscribed) = channel();
+        let (said, building) = channel();
+        let messages = scope.spawn(move || {
+            collect(address, &ready, |topic, body| {
+                if topic == "samclip/gate/status/detect" && body == b"building_engine" {
+                    said.send(()).unwrap();
+                }
+                topic == "samclip/available" && body == b"stopped"
+            })
+        });
+        subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        run_with(&config, &clock, &AtomicBool::new(false), |progress| {
+            progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
+            // The build goes on until a subscriber has heard that there is one.
+            building.recv_timeout(Duration::from_secs(60)).unwrap();
+            Pipeline::open(dir.path(), &options)
+        })
+        .unwrap();
+        messages.join().unwrap()
+    });
+    for camera in ["yard", "gate"] {
+        let topic = format!("samclip/{camera}/status/detect");
+        let states: Vec<&[u8]> = messages
+            .iter()
+            .filter(|m| m.0 == topic)
+            .map(|m| m.1.as_slice())
+            .collect();
+        assert_eq!(states, [&b"building_engine"[..], b"online", b"offline"], "{camera}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_opened_leaves_the_cameras_offline() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let address = broker.address();
+    let text = format!(
+        "model = {0:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{1}\"\n\
+         [mqtt]\nhost = \"127.0.0.1\"\nport = {2}\n",
+        dir.path(),
+        dir.path().display(),
+        address.port(),
+    );
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    std::thread::scope(|scope| {
+        let (ready, subscribed) = channel();
+        let stopped = |topic: &str, body: &[u8]| topic == "samclip/available" && body == b"stopped";
+        let messages = scope.spawn(move || collect(address, &ready, stopped));
+        subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let error = run(&config, &clock, &AtomicBool::new(false)).unwrap_err().to_string();
+        assert!(error.contains("manifest.toml"), "{error}");
+        let messages = messages.join().unwrap();
+        let offline = ("samclip/yard/status/detect".to_owned(), b"offline".to_vec());
+        assert!(messages.contains(&offline), "{messages:?}");
+    });
 }

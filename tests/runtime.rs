@@ -3,8 +3,13 @@
 
 mod tiny;
 
-use samclip::contract::{Bundle, Manifest};
-use samclip::runtime::{Backend, Engine, Provider, RuntimeError, RuntimeOptions, open};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use samclip::contract::{Bundle, Compute, GraphKind, GraphSpec, Manifest};
+use samclip::runtime::{
+    Backend, Engine, GraphSession, Opened, Provider, RuntimeError, RuntimeOptions, TakeOutput, Values, open, open_with,
+};
 use samclip::text::tokenizer::Tokenizer;
 use samclip::vision::features::Features;
 use samclip::vision::geometry::ModelPoint;
@@ -131,4 +136,137 @@ fn inputs_of_the_wrong_length_are_refused() {
         engine.text.embed(&[vec![1; 76]]),
         Err(RuntimeError::InputLength { found: 76, .. })
     ));
+}
+
+/// Gives zeros of the right shape.
+struct Zeros;
+
+impl GraphSession for Zeros {
+    fn run(&mut self, spec: &GraphSpec, _: &[Values<'_>], output: &mut TakeOutput<'_>) -> Result<(), RuntimeError> {
+        let mut outputs = spec.outputs.iter().enumerate();
+        outputs.try_for_each(|(i, o)| output(i, &o.shape, &vec![0.0; o.elements()]))
+    }
+}
+
+#[test]
+fn the_text_encoder_is_open_only_between_a_text_and_its_release() {
+    let (_dir, bundle) = bundle();
+    let opens = Arc::new(AtomicUsize::new(0));
+    let opened = Opened {
+        provider: "zeros".into(),
+        precision: &bundle.manifest.precision[0],
+        notes: Vec::new(),
+        nodes: Default::default(),
+    };
+    let counter = Arc::clone(&opens);
+    let mut engine = open_with(&bundle, opened, move |kind, path| {
+        assert!(path.is_file(), "{}", path.display());
+        counter.fetch_add(usize::from(kind == GraphKind::TextEncoder), Ordering::Relaxed);
+        Ok(Box::new(Zeros))
+    })
+    .unwrap();
+    let count = || opens.load(Ordering::Relaxed);
+    assert_eq!(count(), 0);
+    assert_eq!(engine.text.embed(&vec![vec![1; 77]; 11]).unwrap().len(), 11);
+    engine.text.embed(&[vec![1; 77]]).unwrap();
+    assert_eq!(count(), 1);
+    engine.text.release();
+    engine.text.release();
+    engine.text.embed(&[vec![1; 77]]).unwrap();
+    assert_eq!(count(), 2);
+}
+
+/// The tiny bundle with a variant that says it computes in 8 bits.
+fn bundle_with_int8() -> (tempfile::TempDir, Bundle) {
+    let (dir, bundle) = bundle();
+    let mut manifest = bundle.manifest;
+    let mut variant = manifest.precision[0].clone();
+    variant.name = "int8".into();
+    variant.compute = Compute::Int8;
+    manifest.precision.push(variant);
+    let bundle = manifest.write(dir.path()).unwrap();
+    (dir, bundle)
+}
+
+#[test]
+fn tract_refuses_a_variant_that_it_computes_wrongly() {
+    let (_dir, bundle) = bundle_with_int8();
+    assert_eq!(open(&bundle, &options(Backend::Tract)).unwrap().precision, "fp32");
+    let int8 = RuntimeOptions {
+        precision: Some("int8".into()),
+        ..options(Backend::Tract)
+    };
+    let error = open(&bundle, &int8).err().unwrap().to_string();
+    assert!(
+        error.contains("\"int8\"") && error.contains("it can run fp32"),
+        "{error}"
+    );
+    let unknown = RuntimeOptions {
+        precision: Some("fp4".into()),
+        ..options(Backend::Tract)
+    };
+    let error = open(&bundle, &unknown).err().unwrap().to_string();
+    assert!(error.contains("\"fp4\"") && error.contains("fp32, int8"), "{error}");
+}
+
+#[test]
+fn tract_does_not_stand_in_for_a_gpu() {
+    let (_dir, bundle) = bundle();
+    for (provider, name) in [(Provider::Cuda, "cuda"), (Provider::TensorRt, "tensorrt")] {
+        let options = RuntimeOptions {
+            provider,
+            ..options(Backend::Tract)
+        };
+        let error = open(&bundle, &options).err().unwrap().to_string();
+        assert!(error.contains("CPU only") && error.contains(name), "{error}");
+    }
+}
+
+/// These run where there is no GPU: ONNX Runtime's library of the tests has no GPU provider in it at all.
+#[cfg(feature = "ort")]
+mod without_gpu {
+    use super::*;
+
+    #[test]
+    fn a_named_provider_is_an_error_that_names_what_is_missing() {
+        let (_dir, bundle) = bundle();
+        for backend in [Backend::Ort, Backend::Auto] {
+            for (provider, name) in [(Provider::Cuda, "CUDA"), (Provider::TensorRt, "TensorRT")] {
+                let options = RuntimeOptions {
+                    provider,
+                    ..options(backend)
+                };
+                let error = open(&bundle, &options).err().unwrap();
+                assert!(matches!(error, RuntimeError::Provider { .. }), "{error}");
+                assert!(error.to_string().contains(name), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn auto_falls_back_to_the_cpu_and_says_why() {
+        let (_dir, bundle) = bundle_with_int8();
+        let engine = open(&bundle, &options(Backend::Auto)).unwrap();
+        assert_eq!(
+            (engine.provider.as_str(), engine.precision.as_str()),
+            ("ort-cpu", "fp32")
+        );
+        for provider in ["tensorrt", "cuda"] {
+            let start = format!("provider {provider} skipped: ");
+            let note = engine.notes.iter().find(|n| n.starts_with(&start));
+            assert!(note.is_some_and(|n| n.len() > start.len()), "{:?}", engine.notes);
+        }
+        assert!(engine.nodes.is_empty());
+        run(engine);
+    }
+
+    #[test]
+    fn a_profile_counts_the_nodes_that_the_cpu_runs() {
+        let (_dir, bundle) = bundle();
+        let proof = samclip::runtime::inventory::prove_on_cpu(&bundle, &options(Backend::Ort)).unwrap();
+        assert!(proof.nodes["CPUExecutionProvider"] >= 5, "{proof:?}");
+        assert_eq!(proof.judge("CPUExecutionProvider"), Ok(()));
+        let error = proof.judge("TensorrtExecutionProvider").unwrap_err();
+        assert!(error.contains("runs no node"), "{error}");
+    }
 }

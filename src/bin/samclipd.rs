@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use samclip::clock::{Clock, SystemClock};
-use samclip::daemon::config::Config;
+use samclip::daemon::cache_dir::cache_dir;
+use samclip::daemon::config::{Config, DEFAULT_PATH as DEFAULT_CONFIG, Engine, Provider};
 use samclip::daemon::demo::{DemoOptions, demo};
-use samclip::daemon::models::{DEFAULT_MODEL, find_model};
-use samclip::daemon::pipeline::Pipeline;
+use samclip::daemon::doctor::{DoctorOptions, doctor};
+use samclip::daemon::models::{DEFAULT_MODEL, NoModel, find_model};
+use samclip::daemon::pipeline::{Pipeline, QuerySpec};
+use samclip::daemon::prepare::{PrepareOptions, prepare};
 use samclip::daemon::report::MaskOutput;
-use samclip::daemon::run::{run as daemon, sources};
+use samclip::daemon::run::{backend, provider, query_specs, run as daemon, runtime_options, sources};
 use samclip::daemon::segment::{SegmentOptions, segment};
-use samclip::runtime::{Backend, Provider, RuntimeOptions};
+use samclip::runtime::progress::{Progress, Stage};
+use samclip::runtime::{RuntimeOptions, forbid_telemetry};
 use tracing_subscriber::EnvFilter;
-
-/// Where packages put the configuration.
-const DEFAULT_CONFIG: &str = "/etc/samclip/samclipd.toml";
 
 /// Exit code for a configuration that is refused (`sysexits.h`).
 const EX_CONFIG: u8 = 78;
@@ -36,6 +37,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Show the built-in pictures: detections as a table, over MQTT and as annotated pictures; needs nothing.
+    #[command(after_help = SEARCH)]
     Demo {
         #[command(flatten)]
         model: ModelArgs,
@@ -73,10 +75,32 @@ enum Command {
         rle: bool,
     },
     /// Run the daemon.
+    #[command(after_help = SEARCH)]
     Run {
         /// Configuration file.
         #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
         config: PathBuf,
+    },
+    /// Build ahead what the first start would build: TensorRT engines and text embeddings. May be killed and run again.
+    #[command(after_help = SEARCH)]
+    Prepare {
+        /// Configuration file: its model, runtime and queries; instead of the options below.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "runtime", "provider", "precision", "query"])]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        model: ModelArgs,
+        /// A text that will be looked for; may be given several times.
+        #[arg(long = "query", id = "query", value_name = "TEXT")]
+        queries: Vec<String>,
+    },
+    /// Say what was found of what the configured job needs, what is missing and what helps; exit code 0 if it can run.
+    #[command(after_help = SEARCH)]
+    Doctor {
+        /// Configuration file; without one, the default file if it exists, else the options below.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "runtime", "provider", "precision"])]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        model: ModelArgs,
     },
     /// Check a configuration file and say what is wrong with it.
     CheckConfig {
@@ -95,57 +119,66 @@ struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// What runs the model.
-    #[arg(long, value_enum, default_value_t = RuntimeChoice::Auto)]
-    runtime: RuntimeChoice,
-    /// ONNX Runtime's provider.
-    #[arg(long, value_enum, default_value_t = ProviderChoice::Auto)]
-    provider: ProviderChoice,
+    #[arg(long, value_enum, default_value_t = Engine::Auto)]
+    runtime: Engine,
+    /// ONNX Runtime's provider; what is named must do the work, auto falls back and says why.
+    #[arg(long, value_enum, default_value_t = Provider::Auto)]
+    provider: Provider,
+    /// Variant of the bundle's graphs; the best for the provider if not given.
+    #[arg(long, value_name = "NAME")]
+    precision: Option<String>,
+    /// Directory for engines and text embeddings [default: $CACHE_DIRECTORY, $XDG_CACHE_HOME/samclip, ~/.cache/samclip].
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
     /// Threads of one inference; 0 means as many as the machine has.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum RuntimeChoice {
-    Auto,
-    Tract,
-    Ort,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ProviderChoice {
-    Auto,
-    Cpu,
-    Cuda,
-    Tensorrt,
-}
-
 impl ModelArgs {
-    fn open(&self) -> anyhow::Result<Pipeline> {
-        let bundle = match &self.model {
-            Some(dir) => dir.clone(),
-            None => find_model(DEFAULT_MODEL)?,
-        };
-        let options = RuntimeOptions {
-            backend: match self.runtime {
-                RuntimeChoice::Auto => Backend::Auto,
-                RuntimeChoice::Tract => Backend::Tract,
-                RuntimeChoice::Ort => Backend::Ort,
-            },
-            provider: match self.provider {
-                ProviderChoice::Auto => Provider::Auto,
-                ProviderChoice::Cpu => Provider::Cpu,
-                ProviderChoice::Cuda => Provider::Cuda,
-                ProviderChoice::Tensorrt => Provider::TensorRt,
-            },
+    fn bundle(&self) -> Result<PathBuf, NoModel> {
+        match &self.model {
+            Some(dir) => Ok(dir.clone()),
+            None => find_model(DEFAULT_MODEL),
+        }
+    }
+
+    fn options(&self) -> RuntimeOptions {
+        RuntimeOptions {
+            backend: backend(self.runtime),
+            provider: provider(self.provider),
+            ort_library: None,
             threads: self.threads,
-            ..RuntimeOptions::default()
-        };
-        Ok(Pipeline::open(&bundle, &options)?)
+            precision: self.precision.clone(),
+            cache: cache_dir(self.cache_dir.as_deref()),
+        }
+    }
+
+    fn open(&self) -> anyhow::Result<Pipeline> {
+        Ok(Pipeline::open_watched(&self.bundle()?, &self.options(), &OnTerminal)?)
     }
 }
 
+/// Says on the terminal what takes long: building an engine looks like a hang otherwise.
+struct OnTerminal;
+
+impl Progress for OnTerminal {
+    fn stage(&self, stage: &Stage) {
+        let _ = writeln!(std::io::stderr(), "samclipd: {stage}");
+    }
+}
+
+/// Where ONNX Runtime's library is looked for; below the help of every command that may load it.
+const SEARCH: &str = "ONNX Runtime's library (1.17 or newer) is looked for in this order:
+  1. library under [runtime] of the configuration, and then nowhere else
+  2. $SAMCLIP_ORT_LIB, $ORT_DYLIB_PATH
+  3. libonnxruntime.so beside the program
+  4. libonnxruntime.so, libonnxruntime.so.1 where the loader looks (LD_LIBRARY_PATH, ld.so.conf)
+  5. /usr/local/lib, /usr/lib, /usr/lib/<machine>-linux-gnu, /opt/onnxruntime/lib, /usr/lib64
+Without one, tract runs the model on the CPU.";
+
 fn main() -> ExitCode {
+    forbid_telemetry();
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         EnvFilter::new(if matches!(cli.command, Command::Run { .. }) {
@@ -159,7 +192,8 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "samclipd: {error:#}");
             if error.is::<BadConfig>() {
@@ -171,7 +205,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
+/// Whether the answer is yes; all commands but `doctor` say so by not failing.
+fn run(command: Command) -> anyhow::Result<bool> {
     let clock = SystemClock::new();
     let mut table = std::io::stdout();
     match command {
@@ -190,7 +225,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 looped,
             };
             let stop = stop_on_signal()?;
-            demo(&mut model.open()?, &options, &clock, &stop, &mut table)
+            demo(&mut model.open()?, &options, &clock, &stop, &mut table)?;
         }
         Command::Segment {
             model,
@@ -211,22 +246,65 @@ fn run(command: Command) -> anyhow::Result<()> {
                 threshold,
                 masks,
             };
-            segment(&mut model.open()?, &options, &clock, &mut table)
+            segment(&mut model.open()?, &options, &clock, &mut table)?;
         }
         Command::Run { config } => {
             let config = read_config(&config)?;
             let stop = stop_on_signal()?;
             let clock: Arc<dyn Clock> = Arc::new(clock);
-            daemon(&config, &clock, &stop)
+            daemon(&config, &clock, &stop)?;
         }
+        Command::Prepare { config, model, queries } => {
+            let options = match config {
+                Some(path) => {
+                    let config = read_config(&path)?;
+                    let mut runtime = runtime_options(&config);
+                    runtime.cache = model.cache_dir.or(runtime.cache);
+                    PrepareOptions {
+                        queries: query_specs(&config),
+                        model: config.model,
+                        runtime,
+                    }
+                }
+                None => PrepareOptions {
+                    model: model.bundle()?,
+                    runtime: model.options(),
+                    queries: queries.iter().map(|q| QuerySpec::from_text(q)).collect(),
+                },
+            };
+            prepare(&options, &clock, stop_on_signal()?.as_ref(), &mut table)?;
+        }
+        Command::Doctor { config, model } => return Ok(doctor(&symptoms(config, &model), &mut table)?),
         Command::CheckConfig { config: path } => {
             let config = read_config(&path)?;
             let (cameras, queries) = (config.cameras.len(), config.queries.len());
             writeln!(table, "{}: valid; {cameras} cameras, {queries} queries", path.display())?;
-            Ok(())
         }
         #[cfg(feature = "v4l2")]
-        Command::Cameras => list_cameras(&mut table),
+        Command::Cameras => list_cameras(&mut table)?,
+    }
+    Ok(true)
+}
+
+/// What `doctor` looks at: the configuration named, or the default one if it is there, or the command line.
+fn symptoms(config: Option<PathBuf>, model: &ModelArgs) -> DoctorOptions {
+    let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists() && model.model.is_none());
+    let config = config.or_else(default).map(|path| {
+        let read = read_config(&path).map_err(|e| format!("{e:#}"));
+        (path, read)
+    });
+    let (bundle, runtime) = match &config {
+        Some((_, Ok(config))) => {
+            let mut runtime = runtime_options(config);
+            runtime.cache = model.cache_dir.clone().or(runtime.cache);
+            (Ok(config.model.clone()), runtime)
+        }
+        _ => (model.bundle().map_err(|e| e.to_string()), model.options()),
+    };
+    DoctorOptions {
+        config,
+        model: bundle,
+        runtime,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::vision::frame::{CaptureTime, Frame};
 pub use picture::read_picture;
 pub use uri::{Scheme, SourceUri};
 #[cfg(feature = "v4l2")]
-pub use v4l2::{CameraFormat, CameraListing, list_cameras};
+pub use v4l2::{CameraFormat, CameraListing, list_cameras, resolve as camera_node};
 
 /// A stream of frames.
 pub trait FrameSource: Send {

@@ -107,8 +107,9 @@ fn sizes(device: &Device, code: FourCC) -> Vec<String> {
     found.into_iter().map(text).collect()
 }
 
-/// The device node of what the URI names.
-fn resolve(name: &Path) -> PathBuf {
+/// The device node of what a camera's URI names: a path, number, serial or card name. It need not exist.
+#[must_use]
+pub fn resolve(name: &Path) -> PathBuf {
     if name.is_absolute() {
         return name.to_owned();
     }

@@ -78,18 +78,25 @@ pub struct ConfigFile {
 pub struct RuntimeTable {
     /// `auto` (default: ONNX Runtime if its library is found, else tract), `tract` or `ort`.
     pub engine: Engine,
-    /// `auto` (default: the fastest that works), `cpu`, `cuda` or `tensorrt`.
-    pub provider: Provider,
-    /// Path of the ONNX Runtime library; default: the usual places.
+    /// `auto` (default: the fastest that works), `cpu`, `cuda` or `tensorrt`; what is named must do the work.
+    pub provider: Spanned<Provider>,
+    /// Path of the ONNX Runtime library, and no other; default: the usual places.
     pub library: Option<PathBuf>,
+    /// Variant of the bundle's graphs; default: the best for the provider.
+    pub precision: Option<Spanned<String>>,
+    /// Absolute path of the directory for engines and text embeddings; default: `$CACHE_DIRECTORY`,
+    /// `$XDG_CACHE_HOME/samclip`, `~/.cache/samclip`.
+    pub cache: Option<Spanned<PathBuf>>,
 }
 
 impl Default for RuntimeTable {
     fn default() -> Self {
         Self {
             engine: Engine::Auto,
-            provider: Provider::Auto,
+            provider: Spanned::new(0..0, Provider::Auto),
             library: None,
+            precision: None,
+            cache: None,
         }
     }
 }
@@ -179,8 +186,9 @@ impl Default for OutputTable {
 }
 
 /// Which library runs the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum Engine {
     /// ONNX Runtime if its library is found, else tract.
     #[default]
@@ -192,8 +200,9 @@ pub enum Engine {
 }
 
 /// Which device ONNX Runtime uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum Provider {
     /// The fastest that works.
     #[default]
@@ -217,6 +226,10 @@ pub struct Config {
     pub provider: Provider,
     /// Path of the ONNX Runtime library, if given.
     pub library: Option<PathBuf>,
+    /// Variant of the graphs, if given.
+    pub precision: Option<String>,
+    /// Directory for engines and text embeddings, if given.
+    pub cache: Option<PathBuf>,
     /// At least one, ids unique.
     pub cameras: Vec<Camera>,
     /// Ids unique; may be empty.
@@ -406,11 +419,14 @@ impl Checker<'_> {
         self.require((0.0..=100.0).contains(&tolerance), &file.output.tolerance, || {
             format!("tolerance is {tolerance}, expected 0 to 100 pixels")
         })?;
+        self.runtime(&file.runtime)?;
         Ok(Config {
             model: file.model.into_inner(),
             engine: file.runtime.engine,
-            provider: file.runtime.provider,
+            provider: file.runtime.provider.into_inner(),
             library: file.runtime.library,
+            precision: file.runtime.precision.map(Spanned::into_inner),
+            cache: file.runtime.cache.map(Spanned::into_inner),
             cameras,
             queries,
             mqtt: file.mqtt.map(|table| self.mqtt(table)).transpose()?,
@@ -420,6 +436,27 @@ impl Checker<'_> {
                 tolerance,
             },
         })
+    }
+
+    fn runtime(&self, table: &RuntimeTable) -> Result<(), ConfigError> {
+        let gpu = matches!(table.provider.get_ref(), Provider::Cuda | Provider::TensorRt);
+        self.require(table.engine != Engine::Tract || !gpu, &table.provider, || {
+            "engine is \"tract\", which runs on the CPU only; expected provider \"auto\" or \"cpu\"".into()
+        })?;
+        if let Some(precision) = &table.precision {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            let name = precision.get_ref();
+            self.require(!name.is_empty() && name.chars().all(plain), precision, || {
+                format!("precision is {name:?}, expected the name of a variant in the bundle's manifest")
+            })?;
+        }
+        if let Some(cache) = &table.cache {
+            self.require(cache.get_ref().is_absolute(), cache, || {
+                let found = cache.get_ref().display().to_string();
+                format!("cache is {found:?}, expected an absolute path such as /var/cache/samclip")
+            })?;
+        }
+        Ok(())
     }
 
     fn unique<'a>(&self, kind: &str, ids: impl Iterator<Item = &'a Spanned<String>>) -> Result<(), ConfigError> {
@@ -718,6 +755,38 @@ tolerance = 2.5
         assert_eq!(
             parse("model = \"m\"\n").unwrap_err().to_string(),
             "samclipd.toml:2: no [[camera]] found, expected at least one"
+        );
+    }
+
+    #[test]
+    fn the_runtime_table_is_checked_before_anything_is_opened() {
+        let with = |runtime: &str| parse(&FULL.replacen("provider = \"tensorrt\"", runtime, 1));
+        let config = with("provider = \"cuda\"\nprecision = \"fp16.v2\"\ncache = \"/var/cache/samclip\"").unwrap();
+        assert_eq!(
+            (config.provider, config.precision.as_deref()),
+            (Provider::Cuda, Some("fp16.v2"))
+        );
+        assert_eq!(config.cache.as_deref(), Some(Path::new("/var/cache/samclip")));
+        for (runtime, expected) in [
+            (
+                "precision = \"\"",
+                "6: precision is \"\", expected the name of a variant",
+            ),
+            ("precision = \"../fp16\"", "6: precision is \"../fp16\""),
+            ("precision = 16", "6: invalid type: integer"),
+            (
+                "cache = \"caches\"",
+                "6: cache is \"caches\", expected an absolute path",
+            ),
+            ("cash = \"/var\"", "6: unknown field \"cash\""),
+        ] {
+            let error = with(runtime).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+        }
+        let error = refused("\"ort\"", "\"tract\"");
+        assert_eq!(
+            error,
+            "samclipd.toml:6: engine is \"tract\", which runs on the CPU only; expected provider \"auto\" or \"cpu\""
         );
     }
 

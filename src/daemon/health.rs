@@ -72,6 +72,12 @@ impl Health {
             uptime_s: now.since(self.started).as_secs(),
             model: pipeline.model().into(),
             provider: pipeline.provider().into(),
+            precision: Some(pipeline.precision().into()),
+            provider_nodes: pipeline
+                .nodes()
+                .iter()
+                .map(|(provider, &count)| (provider.clone(), count as u64))
+                .collect(),
             memory_bytes: resident_bytes(),
             dropped_messages,
             cameras: config.cameras.iter().enumerate().map(camera).collect(),

@@ -1,19 +1,24 @@
 //! The program: the only place that knows every part and puts them together.
 //!
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
-//! [`run`] are three ways to feed it.
+//! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
+//! says what would stop them.
 
 pub mod annotate;
+pub mod cache_dir;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 mod health;
 pub mod latest;
 pub mod models;
 mod outlet;
 pub mod pictures;
 pub mod pipeline;
+pub mod prepare;
 pub mod report;
 pub mod run;
 pub mod sample_frames;
 pub mod segment;
+mod text_cache;
 pub mod words;

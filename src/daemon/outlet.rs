@@ -44,6 +44,10 @@ impl Outlet {
         }
     }
 
+    pub(super) fn status_of_all(&self, status: DetectStatus) {
+        (0..self.cameras.len()).for_each(|slot| self.status(slot, status));
+    }
+
     /// Sends the frame message, and the retained count of every query whose count changed.
     pub(super) fn frame(&self, slot: usize, message: &[u8], health: &mut Health, found: &Detections) {
         let (Some((publisher, topics)), Some(camera)) = (&self.mqtt, self.cameras.get(slot)) else {
@@ -66,6 +70,16 @@ impl Outlet {
 
     pub(super) fn dropped(&self) -> u64 {
         self.mqtt.as_ref().map_or(0, |(publisher, _)| publisher.stats().dropped)
+    }
+
+    /// Says `offline` for every camera and ends; waits a little for a connection, which may be younger than the failure.
+    pub(super) fn give_up(self) {
+        self.status_of_all(DetectStatus::Offline);
+        if let Some((publisher, _)) = &self.mqtt {
+            // Without a broker nobody can be told; the failure itself goes to the log either way.
+            let _ = publisher.wait_connected(GRACE);
+        }
+        self.stop();
     }
 
     pub(super) fn stop(self) {

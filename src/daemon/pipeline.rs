@@ -1,9 +1,11 @@
 //! One frame through all stages: preprocess → encoder once → query → decoder → refine, with the time of each.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::contract::{Bundle, BundleError, Manifest};
+use crate::runtime::progress::{Progress, Silent};
 use crate::runtime::{self, Engine, ImageEncoder, MaskDecoder, RuntimeError, RuntimeOptions};
 use crate::vision::features::Features;
 use crate::vision::frame::{CaptureTime, Frame, Sequence};
@@ -13,7 +15,7 @@ use crate::vision::preprocess::Preprocessor;
 use crate::vision::query::{PromptRules, Queries, QueryError, score};
 use crate::vision::refine::{RefineRules, RefinedMask, refine};
 
-use super::words::{Words, WordsError};
+use super::words::{WordCounts, Words, WordsError};
 
 /// What to look for.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +144,9 @@ pub struct Pipeline {
     manifest: Manifest,
     model: String,
     provider: String,
+    precision: String,
     notes: Vec<String>,
+    nodes: BTreeMap<String, usize>,
     encoder: Box<dyn ImageEncoder>,
     decoder: Box<dyn MaskDecoder>,
     words: Words,
@@ -161,25 +165,41 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError`] if the bundle or a graph is refused.
     pub fn open(bundle: &Path, options: &RuntimeOptions) -> Result<Self, PipelineError> {
-        let bundle = Manifest::read(bundle)?;
-        let engine = runtime::open(&bundle, options)?;
-        Self::new(&bundle, engine)
+        Self::open_watched(bundle, options, &Silent)
     }
 
-    /// A pipeline over graphs that are already open.
+    /// As [`Self::open`], telling `progress` what takes long.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_watched(
+        bundle: &Path,
+        options: &RuntimeOptions,
+        progress: &dyn Progress,
+    ) -> Result<Self, PipelineError> {
+        let bundle = Manifest::read(bundle)?;
+        let engine = runtime::open_watched(&bundle, options, progress)?;
+        Self::new(&bundle, engine, options.cache.as_deref())
+    }
+
+    /// A pipeline over graphs that are already open; text embeddings are kept below `cache`, if there is one.
+    ///
+    /// The text encoder may stay loaded until the next [`Self::set_queries`], which frees it.
     ///
     /// # Errors
     /// [`PipelineError`] if the vocabulary or a background prompt is refused.
-    pub fn new(bundle: &Bundle, engine: Engine) -> Result<Self, PipelineError> {
+    pub fn new(bundle: &Bundle, engine: Engine, cache: Option<&Path>) -> Result<Self, PipelineError> {
         let Engine {
             encoder,
             decoder,
             text,
             provider,
+            precision,
             notes,
+            nodes,
         } = engine;
         let manifest = bundle.manifest.clone();
-        let mut words = Words::new(bundle, text).map_err(PipelineError::Vocabulary)?;
+        let mut words = Words::new(bundle, text, cache).map_err(PipelineError::Vocabulary)?;
         let embed = |text: &String| words.embed(text);
         let background = manifest.background.iter().map(embed).collect::<Result<Vec<_>, _>>();
         let background = background.map_err(|source| PipelineError::Words {
@@ -192,7 +212,9 @@ impl Pipeline {
             preprocessor: Preprocessor::new(&manifest.encoder),
             manifest,
             provider,
+            precision,
             notes,
+            nodes,
             encoder,
             decoder,
             words,
@@ -213,6 +235,12 @@ impl Pipeline {
     /// # Errors
     /// [`PipelineError`] for a text that cannot be embedded or an impossible threshold.
     pub fn set_queries(&mut self, specs: &[QuerySpec]) -> Result<(), PipelineError> {
+        let replaced = self.replace_queries(specs);
+        self.words.release();
+        replaced
+    }
+
+    fn replace_queries(&mut self, specs: &[QuerySpec]) -> Result<(), PipelineError> {
         let mut embedded = Vec::with_capacity(specs.len());
         for spec in specs {
             let embedding = self
@@ -270,6 +298,24 @@ impl Pipeline {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Variant of the graphs in use.
+    #[must_use]
+    pub fn precision(&self) -> &str {
+        &self.precision
+    }
+
+    /// Nodes by provider, counted in a warm-up run; empty on the CPU.
+    #[must_use]
+    pub fn nodes(&self) -> &BTreeMap<String, usize> {
+        &self.nodes
+    }
+
+    /// Where the embeddings of queries and background prompts came from.
+    #[must_use]
+    pub fn word_counts(&self) -> WordCounts {
+        self.words.counts()
     }
 
     /// The bundle's manifest.

@@ -1,4 +1,7 @@
 //! `samclipd run`: one thread per camera, one pipeline for all of them, messages out; keeps going whatever fails.
+//!
+//! The broker is connected before the model is opened: where an engine must be built first, which may take minutes, every
+//! camera says `building_engine` meanwhile.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -11,14 +14,16 @@ use crate::capture::{self, CaptureError, FrameSource, Scheme, SourceUri};
 use crate::clock::Clock;
 use crate::message::payload::DetectStatus;
 use crate::message::topic::CameraId;
-use crate::runtime::{Backend, Provider, RuntimeOptions};
+use crate::runtime::progress::{Progress, Stage};
+use crate::runtime::{Backend, Provider, RuntimeError, RuntimeOptions};
 use crate::vision::frame::Frame;
 
+use super::cache_dir::cache_dir;
 use super::config::{self, Config};
 use super::health::Health;
 use super::latest::{Latest, Taken};
 use super::outlet::Outlet;
-use super::pipeline::{Detections, Pipeline, QuerySpec};
+use super::pipeline::{Detections, Pipeline, PipelineError, QuerySpec};
 use super::report::{MaskOutput, frame_message};
 
 /// First and longest pause before a source that failed is opened again; the pause doubles.
@@ -47,19 +52,33 @@ pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
 #[must_use]
 pub fn runtime_options(config: &Config) -> RuntimeOptions {
     RuntimeOptions {
-        backend: match config.engine {
-            config::Engine::Auto => Backend::Auto,
-            config::Engine::Tract => Backend::Tract,
-            config::Engine::Ort => Backend::Ort,
-        },
-        provider: match config.provider {
-            config::Provider::Auto => Provider::Auto,
-            config::Provider::Cpu => Provider::Cpu,
-            config::Provider::Cuda => Provider::Cuda,
-            config::Provider::TensorRt => Provider::TensorRt,
-        },
+        backend: backend(config.engine),
+        provider: provider(config.provider),
         ort_library: config.library.clone(),
-        ..RuntimeOptions::default()
+        threads: 0,
+        precision: config.precision.clone(),
+        cache: cache_dir(config.cache.as_deref()),
+    }
+}
+
+/// The configuration's word for a back end, as the runtime knows it.
+#[must_use]
+pub fn backend(engine: config::Engine) -> Backend {
+    match engine {
+        config::Engine::Auto => Backend::Auto,
+        config::Engine::Tract => Backend::Tract,
+        config::Engine::Ort => Backend::Ort,
+    }
+}
+
+/// The configuration's word for a provider, as the runtime knows it.
+#[must_use]
+pub fn provider(provider: config::Provider) -> Provider {
+    match provider {
+        config::Provider::Auto => Provider::Auto,
+        config::Provider::Cpu => Provider::Cpu,
+        config::Provider::Cuda => Provider::Cuda,
+        config::Provider::TensorRt => Provider::TensorRt,
     }
 }
 
@@ -75,25 +94,81 @@ pub fn query_specs(config: &Config) -> Vec<QuerySpec> {
     config.queries.iter().map(spec).collect()
 }
 
+/// Tells every camera's subscribers that an engine is being built.
+struct Announce<'a> {
+    outlet: &'a Outlet,
+    stop: &'a AtomicBool,
+}
+
+impl Progress for Announce<'_> {
+    fn stage(&self, stage: &Stage) {
+        info!(%stage, "model");
+        match stage {
+            Stage::BuildEngine(_) | Stage::WaitForBuild(_) => self.outlet.status_of_all(DetectStatus::BuildingEngine),
+            Stage::VerifyEngine(_) | Stage::LoadEngine(_) => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
 /// Runs until `stop` is set or every source has come to its end.
 ///
 /// # Errors
 /// What makes the daemon useless from the start: a model that cannot be opened, a query that is refused, credentials
 /// that cannot be read. Cameras and the broker may come and go.
 pub fn run(config: &Config, clock: &Arc<dyn Clock>, stop: &AtomicBool) -> anyhow::Result<()> {
+    let options = runtime_options(config);
+    if options.cache.is_none() {
+        warn!("no cache directory: neither CACHE_DIRECTORY nor HOME is set; set cache under [runtime]");
+    }
+    run_with(config, clock, stop, |progress| {
+        Pipeline::open_watched(&config.model, &options, progress)
+    })
+}
+
+/// As [`run`], with a model that `open` opens.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    stop: &AtomicBool,
+    open: impl FnOnce(&dyn Progress) -> Result<Pipeline, PipelineError>,
+) -> anyhow::Result<()> {
     let sources = sources(config)?;
-    let mut pipeline = Pipeline::open(&config.model, &runtime_options(config))?;
-    pipeline.set_queries(&query_specs(config))?;
+    let outlet = Outlet::start(config)?;
+    let announce = Announce { outlet: &outlet, stop };
+    let opened = open(&announce).and_then(|mut pipeline| {
+        pipeline.set_queries(&query_specs(config))?;
+        Ok(pipeline)
+    });
+    let mut pipeline = match opened {
+        Ok(pipeline) => pipeline,
+        Err(error) => {
+            outlet.give_up();
+            return match error {
+                PipelineError::Runtime(RuntimeError::Cancelled { .. }) if stop.load(Ordering::Relaxed) => {
+                    info!("stopped");
+                    Ok(())
+                }
+                other => Err(other.into()),
+            };
+        }
+    };
     for note in pipeline.notes() {
         info!(note, "runtime");
     }
     info!(
         model = pipeline.model(),
         provider = pipeline.provider(),
+        precision = pipeline.precision(),
         cameras = sources.len(),
         "started"
     );
-    let outlet = Outlet::start(config)?;
     let latest = Latest::new(sources.len());
     let ended = std::thread::scope(|scope| {
         let cameras: Vec<_> = sources

@@ -1,12 +1,17 @@
 //! From a query's text to its embedding: 80 templates, averaged, re-normalised, computed once per text.
+//!
+//! What was computed is kept on disk, so that the text encoder is loaded only for a text that was never asked before.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use crate::contract::{Bundle, BundleError};
 use crate::runtime::{RuntimeError, TextEncoder};
 use crate::text::templates::{TEMPLATES, fill};
 use crate::text::tokenizer::{TextError, Tokenizer};
 use crate::vision::query::{QueryError, mean_embedding};
+
+use super::text_cache::TextCache;
 
 /// Why a text has no embedding.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +39,27 @@ pub struct Words {
     encoder: Box<dyn TextEncoder>,
     width: usize,
     known: HashMap<String, Vec<f32>>,
+    cache: Option<TextCache>,
+    counts: WordCounts,
+}
+
+/// Where embeddings came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WordCounts {
+    /// Texts that went through the text encoder.
+    pub computed: usize,
+    /// Texts read from the cache directory.
+    pub cached: usize,
+    /// Texts computed that the cache directory, if there is one, does not hold.
+    pub lost: usize,
 }
 
 impl Words {
-    /// The words of one bundle.
+    /// The words of one bundle; embeddings are kept below `cache`, if there is one.
     ///
     /// # Errors
     /// [`WordsError`] if the bundle's vocabulary cannot be read.
-    pub fn new(bundle: &Bundle, encoder: Box<dyn TextEncoder>) -> Result<Self, WordsError> {
+    pub fn new(bundle: &Bundle, encoder: Box<dyn TextEncoder>, cache: Option<&Path>) -> Result<Self, WordsError> {
         let tokenizer = match bundle.manifest.vocabulary_file() {
             None => match bundle.manifest.text.merges {
                 None => Tokenizer::standard(),
@@ -58,6 +76,8 @@ impl Words {
             encoder,
             width: bundle.manifest.encoder.embed_dim,
             known: HashMap::new(),
+            cache: cache.map(|dir| TextCache::new(dir, bundle)),
+            counts: WordCounts::default(),
         })
     }
 
@@ -75,6 +95,11 @@ impl Words {
         if let Some(known) = self.known.get(text) {
             return Ok(known.clone());
         }
+        if let Some(kept) = self.cache.as_ref().and_then(|cache| cache.get(text, self.width)) {
+            self.counts.cached += 1;
+            self.known.insert(text.to_owned(), kept.clone());
+            return Ok(kept);
+        }
         // A sentence near the limit may pass it inside a template; the sentence alone is then what is embedded.
         let filled = TEMPLATES
             .iter()
@@ -85,8 +110,23 @@ impl Words {
         }
         let rows = self.encoder.embed(&ids)?;
         let mean = mean_embedding(&rows.concat(), self.width)?;
+        self.counts.computed += 1;
+        if let Some(cache) = &mut self.cache {
+            self.counts.lost += usize::from(!cache.put(text, &mean));
+        }
         self.known.insert(text.to_owned(), mean.clone());
         Ok(mean)
+    }
+
+    /// Frees the text encoder until the next new text.
+    pub fn release(&mut self) {
+        self.encoder.release();
+    }
+
+    /// Where embeddings came from so far.
+    #[must_use]
+    pub fn counts(&self) -> WordCounts {
+        self.counts
     }
 
     /// The embedding of several texts that mean the same: their mean, re-normalised.

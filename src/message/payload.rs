@@ -119,6 +119,12 @@ pub struct StatsMessage {
     pub model: String,
     /// As in [`FrameMessage`].
     pub provider: String,
+    /// Variant of the model's graphs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// Nodes of the model by provider, as counted in a warm-up run; absent on the CPU, where nothing needs proof.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub provider_nodes: BTreeMap<String, u64>,
     /// Resident memory in bytes; absent where the system does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
@@ -327,7 +333,9 @@ mod tests {
             version: "0.1.0".into(),
             uptime_s: 60,
             model: "nano@4f1c".into(),
-            provider: "tract-cpu".into(),
+            provider: "ort-tensorrt".into(),
+            precision: Some("fp16-stored".into()),
+            provider_nodes: [("TensorrtExecutionProvider".to_owned(), 2)].into(),
             memory_bytes: Some(1 << 28),
             dropped_messages: 0,
             cameras: [(

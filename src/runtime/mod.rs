@@ -3,22 +3,44 @@
 //! Two back ends answer to one small trait: tract (pure Rust, always there) and ONNX Runtime (feature `ort`, loaded at
 //! run time). Everything outside this folder sees only [`ImageEncoder`], [`MaskDecoder`] and [`TextEncoder`]; which
 //! back end and provider was chosen, and why, is text in [`Engine::provider`] and [`Engine::notes`].
+//!
+//! What is named is strict: provider `tensorrt` that does not do the work is an error. What is `auto` falls back, and
+//! says why. [`precision`] chooses the variant of the graphs, [`engine_cache`] keeps what TensorRT builds.
 
+pub mod device;
+pub mod engine_cache;
+mod engine_marker;
+mod error;
 mod graph;
+pub mod inventory;
 mod models;
+mod options;
 #[cfg(feature = "ort")]
 mod ort_backend;
+#[cfg(feature = "ort")]
+mod ort_library;
+pub mod precision;
+pub mod progress;
+pub mod proof;
+#[cfg(feature = "ort")]
+mod providers;
+mod text_tower;
 mod tract_backend;
+pub mod whole_file;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
-use crate::contract::{Bundle, BundleError, GraphKind};
-use crate::vision::features::{FeatureError, Features};
+use crate::contract::{Bundle, GraphKind};
+use crate::vision::features::Features;
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::DecodedPrompt;
 
+pub use error::RuntimeError;
 pub use graph::{GraphSession, TakeOutput, Values};
-pub use models::open_with;
+pub use models::{Opened, open_with};
+pub use options::{Backend, Provider, RuntimeOptions};
+use precision::{Executor, choose};
+use progress::{Progress, Silent};
 
 /// Runs the image encoder: once per frame.
 pub trait ImageEncoder: Send {
@@ -45,60 +67,9 @@ pub trait TextEncoder: Send {
     /// # Errors
     /// [`RuntimeError`] if the back end fails or an output differs from the manifest.
     fn embed(&mut self, token_ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RuntimeError>;
-}
 
-/// Which back end to use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// ONNX Runtime if its library is found, tract otherwise.
-    #[default]
-    Auto,
-    /// tract, on the CPU.
-    Tract,
-    /// ONNX Runtime, or an error.
-    Ort,
-}
-
-/// Which of ONNX Runtime's providers to ask for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Provider {
-    /// TensorRT, then CUDA, then the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// CUDA, or an error.
-    Cuda,
-    /// TensorRT, or an error.
-    TensorRt,
-}
-
-/// How to open the graphs.
-#[derive(Clone, Debug, Default)]
-pub struct RuntimeOptions {
-    /// Which back end.
-    pub backend: Backend,
-    /// Which provider of ONNX Runtime.
-    pub provider: Provider,
-    /// ONNX Runtime's shared library; tried before every other candidate.
-    pub ort_library: Option<PathBuf>,
-    /// Threads of one inference; 0 means as many as the machine has.
-    pub threads: usize,
-    /// Precision variant of the manifest; `None` means its default.
-    pub precision: Option<String>,
-    /// Where TensorRT keeps the engines it built; `None` means they are built anew.
-    pub engine_cache: Option<PathBuf>,
-}
-
-impl RuntimeOptions {
-    /// Number of threads to use, at least 1.
-    #[must_use]
-    pub fn thread_count(&self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            n => n,
-        }
-    }
+    /// Frees what the next [`Self::embed`] can load again.
+    fn release(&mut self) {}
 }
 
 /// The three graphs of a bundle, open.
@@ -107,119 +78,71 @@ pub struct Engine {
     pub encoder: Box<dyn ImageEncoder>,
     /// Mask decoder.
     pub decoder: Box<dyn MaskDecoder>,
-    /// Text encoder.
+    /// Text encoder; loaded when a text is embedded, until it is released.
     pub text: Box<dyn TextEncoder>,
-    /// What runs them, e.g. `tract-cpu`, `ort-cpu`, `ort-cuda`.
+    /// What runs them: `tract-cpu`, `ort-cpu`, `ort-cuda`, `ort-tensorrt`.
     pub provider: String,
+    /// Variant of image encoder and mask decoder.
+    pub precision: String,
     /// Why that one: every candidate that was tried, and what became of it.
     pub notes: Vec<String>,
+    /// Nodes of both graphs by ONNX Runtime's name of the provider, counted in a warm-up run; empty on the CPU.
+    pub nodes: BTreeMap<String, usize>,
 }
 
-/// Why graphs cannot be opened or run.
-#[derive(Debug, thiserror::Error)]
-pub enum RuntimeError {
-    /// The manifest knows no such precision.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// The back end refuses the graph.
-    #[error("{path}: {backend} cannot open the graph: {message}", path = path.display())]
-    Open {
-        /// Which file.
-        path: PathBuf,
-        /// Which back end.
-        backend: &'static str,
-        /// What it says.
-        message: String,
-    },
-    /// A graph lacks an input or output of the manifest.
-    #[error("{graph} graph has {found}, manifest says {expected}; model and manifest come from different exports")]
-    Boundary {
-        /// Which graph.
-        graph: &'static str,
-        /// Names found.
-        found: String,
-        /// Name expected.
-        expected: String,
-    },
-    /// An output has another shape than the manifest says.
-    #[error(
-        "{graph} output {name:?} has shape {found:?}, manifest says {expected:?}; model and manifest come from different exports"
-    )]
-    OutputShape {
-        /// Which graph.
-        graph: &'static str,
-        /// Which output.
-        name: String,
-        /// Shape found.
-        found: Vec<usize>,
-        /// Shape expected.
-        expected: Vec<usize>,
-    },
-    /// The caller gave an input of the wrong length.
-    #[error("{graph} input {name:?} got {found} values, expected {expected}")]
-    InputLength {
-        /// Which graph.
-        graph: &'static str,
-        /// Which input.
-        name: String,
-        /// Values given.
-        found: usize,
-        /// Values expected.
-        expected: usize,
-    },
-    /// The back end failed while running.
-    #[error("{graph}: {backend} failed: {message}")]
-    Run {
-        /// Which graph.
-        graph: &'static str,
-        /// Which back end.
-        backend: &'static str,
-        /// What it says.
-        message: String,
-    },
-    /// ONNX Runtime's library was not found.
-    #[error(
-        "no usable ONNX Runtime library among {tried}; set SAMCLIP_ORT_LIB to libonnxruntime.so 1.17 or newer, or use tract"
-    )]
-    NoLibrary {
-        /// Every candidate and what became of it.
-        tried: String,
-    },
-    /// The wanted provider cannot be used.
-    #[error("provider {provider} is not usable: {message}; use provider \"auto\" to fall back")]
-    Provider {
-        /// Which provider.
-        provider: &'static str,
-        /// What ONNX Runtime says.
-        message: String,
-    },
-    /// This build has no ONNX Runtime support.
-    #[error("this build has no ONNX Runtime support; rebuild with feature \"ort\" or use tract")]
-    NotBuilt,
-    /// Encoder outputs are unusable.
-    #[error(transparent)]
-    Features(#[from] FeatureError),
+/// Keeps ONNX Runtime from collecting telemetry: 1.32 writes a device id into the user's cache as soon as it is loaded,
+/// whatever its programming interface is told later. To be called first in `main`.
+///
+/// Does nothing once the process has a second thread, where changing the environment is not sound any more.
+#[allow(unsafe_code)]
+pub fn forbid_telemetry() {
+    let alone = std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1);
+    if alone && std::env::var_os("ORT_DISABLE_TELEMETRY").is_none() {
+        // SAFETY: this is the only thread of the process, so nothing reads the environment at the same time.
+        unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+    }
 }
 
 /// Opens the graphs of a bundle with the back end the options ask for.
 ///
 /// # Errors
-/// [`RuntimeError`]; with [`Backend::Auto`] a missing library is a note, not an error.
+/// [`RuntimeError`]; with [`Backend::Auto`] a missing library is a note, unless a GPU or a library was named.
 pub fn open(bundle: &Bundle, options: &RuntimeOptions) -> Result<Engine, RuntimeError> {
+    open_watched(bundle, options, &Silent)
+}
+
+/// As [`open`], telling `progress` what takes long.
+///
+/// # Errors
+/// As [`open`]; [`RuntimeError::EngineMissing`] and [`RuntimeError::Cancelled`] where `progress` says so.
+pub fn open_watched(
+    bundle: &Bundle,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+) -> Result<Engine, RuntimeError> {
     match options.backend {
+        Backend::Tract if options.names_gpu() => Err(RuntimeError::TractProvider {
+            provider: if options.provider == Provider::Cuda {
+                "cuda"
+            } else {
+                "tensorrt"
+            },
+        }),
         Backend::Tract => open_tract(bundle, options, Vec::new()),
-        Backend::Ort => open_ort(bundle, options),
-        Backend::Auto => match open_ort(bundle, options) {
-            Ok(engine) => Ok(engine),
-            Err(error @ (RuntimeError::NoLibrary { .. } | RuntimeError::NotBuilt)) => {
+        Backend::Ort => open_ort(bundle, options, progress),
+        Backend::Auto => match open_ort(bundle, options, progress) {
+            // Whoever names a GPU or a library does not want tract.
+            Err(error @ (RuntimeError::NoLibrary { .. } | RuntimeError::NotBuilt))
+                if !options.names_gpu() && options.ort_library.is_none() =>
+            {
                 open_tract(bundle, options, vec![format!("tract is used: {error}")])
             }
-            Err(error) => Err(error),
+            opened => opened,
         },
     }
 }
 
-/// Opens one graph by its boundary, with tract or ONNX Runtime: what measures an export before it is a bundle.
+/// Opens one graph by its boundary on the CPU, with tract or ONNX Runtime: what measures an export before it is a bundle.
 ///
 /// # Errors
 /// [`RuntimeError`] if the back end is missing or refuses the graph.
@@ -243,9 +166,7 @@ fn open_graph_ort(
     spec: &crate::contract::GraphSpec,
     options: &RuntimeOptions,
 ) -> Result<Box<dyn GraphSession>, RuntimeError> {
-    Ok(Box::new(
-        ort_backend::Library::load(options)?.open(path, spec, options)?.session,
-    ))
+    Ok(Box::new(ort_backend::Library::load(options)?.open_on_cpu(path, spec)?))
 }
 
 #[cfg(not(feature = "ort"))]
@@ -258,49 +179,30 @@ fn open_graph_ort(
 }
 
 fn open_tract(bundle: &Bundle, options: &RuntimeOptions, notes: Vec<String>) -> Result<Engine, RuntimeError> {
-    let threads = tract_backend::threads(options.thread_count());
-    open_with(
-        bundle,
-        options.precision.as_deref(),
-        "tract-cpu".into(),
+    let manifest = &bundle.manifest;
+    let choice = choose(&manifest.precision, options.precision.as_deref(), Executor::Tract)?;
+    let opened = Opened {
+        provider: Executor::Tract.name().into(),
+        precision: choice.variant,
         notes,
-        |kind: GraphKind, path| {
-            Ok(Box::new(tract_backend::TractSession::open(
-                path,
-                &bundle.manifest.graph_spec(kind),
-                threads.clone(),
-            )?))
-        },
-    )
-}
-
-#[cfg(feature = "ort")]
-fn open_ort(bundle: &Bundle, options: &RuntimeOptions) -> Result<Engine, RuntimeError> {
-    let library = ort_backend::Library::load(options)?;
-    let mut notes = vec![library.note.clone()];
-    let mut provider = String::new();
-    let mut sessions = Vec::new();
-    for kind in GraphKind::ALL {
-        let path = bundle.graph_path(kind, options.precision.as_deref())?;
-        let opened = library.open(&path, &bundle.manifest.graph_spec(kind), options)?;
-        if kind == GraphKind::Encoder {
-            provider = opened.provider;
-            notes.extend(opened.notes);
-        }
-        sessions.push(opened.session);
-    }
-    let mut sessions = sessions.into_iter();
-    open_with(bundle, options.precision.as_deref(), provider, notes, |_, path| {
-        let missing = || RuntimeError::Open {
-            path: path.to_owned(),
-            backend: "ort",
-            message: "no session".into(),
-        };
-        sessions.next().map(|s| Box::new(s) as Box<_>).ok_or_else(missing)
+        nodes: BTreeMap::new(),
+    };
+    let threads = tract_backend::threads(options.thread_count());
+    let specs = GraphKind::ALL.map(|kind| manifest.graph_spec(kind));
+    open_with(bundle, opened, move |kind, path| {
+        let spec = &specs[kind as usize];
+        Ok(Box::new(tract_backend::TractSession::open(
+            path,
+            spec,
+            threads.clone(),
+        )?))
     })
 }
 
+#[cfg(feature = "ort")]
+use ort_backend::open as open_ort;
+
 #[cfg(not(feature = "ort"))]
-fn open_ort(_: &Bundle, _: &RuntimeOptions) -> Result<Engine, RuntimeError> {
+fn open_ort(_: &Bundle, _: &RuntimeOptions, _: &dyn Progress) -> Result<Engine, RuntimeError> {
     Err(RuntimeError::NotBuilt)
 }

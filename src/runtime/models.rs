@@ -1,10 +1,13 @@
 //! The three graphs as the pipeline sees them: batching, padding, coordinates.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::graph::{Graph, GraphSession, Values};
-use super::{Engine, ImageEncoder, MaskDecoder, RuntimeError, TextEncoder};
-use crate::contract::{Bundle, DecoderSpec, EncoderSpec, GraphKind, TextSpec};
+use super::precision::full_precision;
+use super::text_tower::TextTower;
+use super::{Engine, ImageEncoder, MaskDecoder, RuntimeError};
+use crate::contract::{Bundle, DecoderSpec, EncoderSpec, GraphKind, Precision};
 use crate::vision::features::Features;
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::{DecodedPrompt, MASKS_PER_PROMPT};
@@ -100,57 +103,35 @@ impl MaskDecoder for Decoder {
     }
 }
 
-struct Text {
-    graph: Graph,
-    spec: TextSpec,
-    width: usize,
-}
-
-impl TextEncoder for Text {
-    fn embed(&mut self, token_ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
-        let length = self.spec.context;
-        let mut embeddings = Vec::with_capacity(token_ids.len());
-        for batch in token_ids.chunks(self.spec.batch) {
-            let mut ids: Vec<i64> = Vec::with_capacity(self.spec.batch * length);
-            for text in batch {
-                if text.len() != length {
-                    let (name, found) = ("token_ids".into(), text.len());
-                    return Err(RuntimeError::InputLength {
-                        graph: "text_encoder",
-                        name,
-                        found,
-                        expected: length,
-                    });
-                }
-                ids.extend(text.iter().map(|&id| i64::from(id)));
-            }
-            // Unused rows repeat the first text: a valid one, whose answer is dropped.
-            while ids.len() < self.spec.batch * length {
-                ids.extend_from_within(..length);
-            }
-            let mut out = Vec::new();
-            self.graph.run(&[Values::I64(&ids)], &mut [&mut out])?;
-            embeddings.extend(out.chunks_exact(self.width).take(batch.len()).map(<[f32]>::to_vec));
-        }
-        Ok(embeddings)
-    }
+/// What a back end says about an engine whose graphs it opens.
+pub struct Opened<'a> {
+    /// Name of what runs it.
+    pub provider: String,
+    /// The variant of image encoder and mask decoder.
+    pub precision: &'a Precision,
+    /// Why that provider.
+    pub notes: Vec<String>,
+    /// Nodes by provider, where they were counted.
+    pub nodes: BTreeMap<String, usize>,
 }
 
 /// Builds an engine from whatever `open` returns for each graph; back ends and tests come through here.
 ///
+/// Image encoder and mask decoder are opened at once, in this order. The text encoder is opened when a text is
+/// embedded, again after each [`TextEncoder::release`]; it is always the first variant that computes in 32 bits.
+///
 /// # Errors
-/// The first error of `open`, or [`RuntimeError::Bundle`] if the manifest knows no such precision.
+/// The first error of `open`.
 pub fn open_with(
     bundle: &Bundle,
-    precision: Option<&str>,
-    provider: String,
-    notes: Vec<String>,
-    mut open: impl FnMut(GraphKind, &Path) -> Result<Box<dyn GraphSession>, RuntimeError>,
+    opened: Opened<'_>,
+    mut open: impl FnMut(GraphKind, &Path) -> Result<Box<dyn GraphSession>, RuntimeError> + Send + 'static,
 ) -> Result<Engine, RuntimeError> {
     let manifest = &bundle.manifest;
+    let path = |kind: GraphKind, variant: &Precision| bundle.dir.join(variant.file(kind));
     let mut graph = |kind: GraphKind| {
-        let path = bundle.graph_path(kind, precision)?;
-        Ok::<_, RuntimeError>(Graph::new(manifest.graph_spec(kind), open(kind, &path)?))
+        let session = open(kind, &path(kind, opened.precision))?;
+        Ok::<_, RuntimeError>(Graph::new(manifest.graph_spec(kind), session))
     };
     let encoder = Encoder {
         graph: graph(GraphKind::Encoder)?,
@@ -168,16 +149,16 @@ pub fn open_with(
         logits: Vec::new(),
         ious: Vec::new(),
     };
-    let text = Text {
-        graph: graph(GraphKind::TextEncoder)?,
-        spec: manifest.text.clone(),
-        width: manifest.encoder.embed_dim,
-    };
+    let words = full_precision(&manifest.precision).unwrap_or(opened.precision);
+    let text_path = path(GraphKind::TextEncoder, words);
+    let text = TextTower::new(manifest, move || open(GraphKind::TextEncoder, &text_path));
     Ok(Engine {
         encoder: Box::new(encoder),
         decoder: Box::new(decoder),
         text: Box::new(text),
-        provider,
-        notes,
+        provider: opened.provider,
+        precision: opened.precision.name.clone(),
+        notes: opened.notes,
+        nodes: opened.nodes,
     })
 }

@@ -1,48 +1,43 @@
-//! ONNX Runtime, loaded at run time from a list of candidates; TensorRT, CUDA, CPU in that order.
+//! ONNX Runtime, loaded at run time; TensorRT, CUDA, CPU in that order.
 //!
 //! The crate must not be touched before a library is loaded (it panics), and a process may build one environment only,
-//! so the environment lives in a static once a candidate works. Each provider is registered by itself, so that the
-//! reason why one was skipped is known. A registered provider may still leave nodes to the CPU.
+//! so the environment lives in a static once a candidate works. A GPU provider counts as used only after a profiled
+//! warm-up run has shown it: see [`super::proof`]. On the CPU nothing needs proof and nothing is profiled.
+//!
+//! The text tower always runs on the CPU and in 32 bits: its answers are cached, so it runs rarely, and an engine of
+//! its own would take minutes to build.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
-use ort::ep::{CUDA, ExecutionProviderDispatch, TensorRT};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{Session, SessionInputValue};
 use ort::value::TensorRef;
 use tracing::debug;
 
+use super::engine_cache::{EngineKey, Lease, with_engines};
 use super::graph::{GraphSession, TakeOutput, Values, positions};
-use super::{Provider, RuntimeError, RuntimeOptions};
-use crate::contract::GraphSpec;
+use super::models::{Opened, open_with};
+use super::precision::{Choice, Executor, choose};
+use super::progress::{Progress, Stage};
+use super::proof::Proof;
+use super::providers::{self, TensorRtSettings};
+use super::{Engine, Provider, RuntimeError, RuntimeOptions, device, ort_library};
+use crate::contract::{Bundle, Dtype, GraphKind, GraphSpec, Precision};
 
-/// Names and directories where distributions and vendors put the library.
-const USUAL_PLACES: [&str; 8] = [
-    "libonnxruntime.so",
-    "libonnxruntime.so.1",
-    "/usr/local/lib/libonnxruntime.so",
-    "/usr/lib/libonnxruntime.so",
-    "/usr/lib/aarch64-linux-gnu/libonnxruntime.so",
-    "/usr/lib/x86_64-linux-gnu/libonnxruntime.so",
-    "/opt/onnxruntime/lib/libonnxruntime.so",
-    "/usr/lib64/libonnxruntime.so",
-];
+static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
-static LOADED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+/// One candidate and its version, or why it was not used.
+pub(super) type Candidate = (PathBuf, Result<String, String>);
 
 /// The loaded library and the process-wide environment.
+#[derive(Clone)]
 pub(super) struct Library {
     environment: Environment,
-    pub(super) note: String,
-}
-
-/// An open session and how it came to its provider.
-pub(super) struct Opened {
-    pub(super) session: OrtSession,
-    pub(super) provider: String,
-    pub(super) notes: Vec<String>,
+    /// Every candidate up to the one in use, which is the last.
+    pub(super) tried: Vec<Candidate>,
 }
 
 fn candidates(options: &RuntimeOptions) -> Vec<PathBuf> {
@@ -50,75 +45,101 @@ fn candidates(options: &RuntimeOptions) -> Vec<PathBuf> {
         .into_iter()
         .filter_map(std::env::var_os)
         .map(PathBuf::from);
-    let named = options
-        .ort_library
-        .clone()
-        .into_iter()
-        .chain(variables)
-        .filter(|p| !p.as_os_str().is_empty());
-    named.chain(USUAL_PLACES.iter().map(PathBuf::from)).collect()
+    let program = std::env::current_exe().ok();
+    ort_library::candidates(options.ort_library.as_deref(), variables, program.as_deref())
 }
 
 impl Library {
     /// Loads the first candidate that works; later calls return the same library.
     pub(super) fn load(options: &RuntimeOptions) -> Result<Self, RuntimeError> {
+        Self::search(options).map_err(|tried| {
+            let describe = |(path, outcome): &Candidate| match outcome {
+                // What is not there needs no explanation beyond its name.
+                Err(reason) if reason == "not there" => path.display().to_string(),
+                Err(reason) => format!("{} ({reason})", path.display()),
+                Ok(version) => format!("{} (version {version})", path.display()),
+            };
+            RuntimeError::NoLibrary {
+                tried: tried.iter().map(describe).collect::<Vec<_>>().join(", "),
+            }
+        })
+    }
+
+    /// As [`Self::load`], with every candidate and what became of it instead of an error.
+    pub(super) fn search(options: &RuntimeOptions) -> Result<Self, Vec<Candidate>> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(library) = &*loaded {
+            return Ok(library.clone());
+        }
         let mut tried = Vec::new();
-        if loaded.is_none() {
-            for path in candidates(options) {
-                match start(&path, options.thread_count()) {
-                    Ok(environment) => {
-                        *loaded = Some((path, environment));
-                        break;
-                    }
-                    // What is not there needs no explanation beyond its name.
-                    Err(_) if !path.is_file() => tried.push(path.display().to_string()),
-                    Err(message) => tried.push(format!("{} ({message})", path.display())),
+        for path in candidates(options) {
+            let outcome = ort_library::version(&path)
+                .and_then(|version| start(&path, options.thread_count()).map(|environment| (version, environment)));
+            match outcome {
+                Err(reason) => tried.push((path, Err(reason))),
+                Ok((version, environment)) => {
+                    tried.push((path, Ok(version)));
+                    let library = Self { environment, tried };
+                    *loaded = Some(library.clone());
+                    return Ok(library);
                 }
             }
         }
-        match &*loaded {
-            Some((path, environment)) => {
-                let note = format!("ONNX Runtime library {}", path.display());
-                Ok(Self {
-                    environment: environment.clone(),
-                    note,
-                })
-            }
-            None => Err(RuntimeError::NoLibrary {
-                tried: tried.join(", "),
-            }),
-        }
+        Err(tried)
     }
 
-    /// Opens one graph on the best provider that registers.
-    pub(super) fn open(&self, path: &Path, spec: &GraphSpec, options: &RuntimeOptions) -> Result<Opened, RuntimeError> {
-        let refused = |message: String| RuntimeError::Open {
-            path: path.to_owned(),
-            backend: "ort",
-            message,
+    /// What was found, and what had to be passed over although it is there.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let note = |(path, outcome): &Candidate| match outcome {
+            Ok(version) => Some(format!("ONNX Runtime {version}, library {}", path.display())),
+            Err(reason) if reason == "not there" => None,
+            Err(reason) => Some(format!("library {} passed over: {reason}", path.display())),
         };
-        let mut builder = Session::builder(&self.environment).map_err(|e| refused(e.to_string()))?;
-        builder = builder
-            .with_optimization_level(GraphOptimizationLevel::Level3)
-            .map_err(|e| refused(e.to_string()))?;
-        let (provider, notes) = register(&mut builder, options)?;
-        let session = builder.commit_from_file(path).map_err(|e| refused(e.to_string()))?;
-        let graph = spec.graph.name();
-        let names = |outlets: &[ort::value::Outlet]| outlets.iter().map(|o| o.name().to_owned()).collect::<Vec<_>>();
-        positions(graph, &spec.inputs, &names(session.inputs()))?;
-        positions(graph, &spec.outputs, &names(session.outputs()))?;
-        Ok(Opened {
-            session: OrtSession { session },
-            provider: format!("ort-{provider}"),
-            notes,
-        })
+        self.tried.iter().filter_map(note).collect()
     }
+
+    pub(super) fn version(&self) -> &str {
+        let used = self.tried.last().and_then(|(_, outcome)| outcome.as_ref().ok());
+        used.map_or("unknown", String::as_str)
+    }
+
+    /// A session builder with nothing registered.
+    pub(super) fn builder(&self) -> Result<SessionBuilder, String> {
+        Session::builder(&self.environment)
+            .map_err(|e| e.to_string())?
+            .with_optimization_level(GraphOptimizationLevel::Level3)
+            .map_err(|e| e.to_string())
+    }
+
+    /// Opens one graph on the CPU.
+    pub(super) fn open_on_cpu(&self, path: &Path, spec: &GraphSpec) -> Result<OrtSession, RuntimeError> {
+        let builder = self.builder().map_err(refusal(path))?;
+        commit(builder, path, spec)
+    }
+}
+
+fn refusal(path: &Path) -> impl Fn(String) -> RuntimeError {
+    move |message| RuntimeError::Open {
+        path: path.to_owned(),
+        backend: "ort",
+        message,
+    }
+}
+
+fn commit(mut builder: SessionBuilder, path: &Path, spec: &GraphSpec) -> Result<OrtSession, RuntimeError> {
+    let session = builder
+        .commit_from_file(path)
+        .map_err(|e| refusal(path)(providers::first_line(&e.to_string())))?;
+    let graph = spec.graph.name();
+    let names = |outlets: &[ort::value::Outlet]| outlets.iter().map(|o| o.name().to_owned()).collect::<Vec<_>>();
+    positions(graph, &spec.inputs, &names(session.inputs()))?;
+    positions(graph, &spec.outputs, &names(session.outputs()))?;
+    Ok(OrtSession { session, _lease: None })
 }
 
 /// Loads a library and builds the environment with one thread pool for all sessions.
 fn start(path: &Path, threads: usize) -> Result<Environment, String> {
-    let builder = ort::init_from(path).map_err(|e| source_chain(&e))?;
+    let builder = ort::init_from(path).map_err(|e| e.to_string())?;
     let pool = GlobalThreadPoolOptions::default()
         .with_intra_threads(threads)
         .and_then(|p| p.with_spin_control(false))
@@ -127,76 +148,285 @@ fn start(path: &Path, threads: usize) -> Result<Environment, String> {
         .with_name("samclip")
         .with_global_thread_pool(pool)
         .with_telemetry(false)
-        .with_logger(std::sync::Arc::new(|level, category, _, _, message| {
+        .with_logger(Arc::new(|level, category, _, _, message| {
             debug!(?level, category, message, "ONNX Runtime");
         }))
         .build()
         .map_err(|e| e.to_string())
 }
 
-/// An error with its causes: the loader's outermost text hides why the library was refused.
-fn source_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
-/// Registers the wanted providers in order; returns the first that registers and what became of the others.
-fn register(
-    builder: &mut SessionBuilder,
-    options: &RuntimeOptions,
-) -> Result<(&'static str, Vec<String>), RuntimeError> {
-    let wanted: &[(&str, Provider)] = match options.provider {
-        Provider::Cpu => &[],
-        Provider::Cuda => &[("cuda", Provider::Cuda)],
-        Provider::TensorRt => &[("tensorrt", Provider::TensorRt)],
-        Provider::Auto => &[("tensorrt", Provider::TensorRt), ("cuda", Provider::Cuda)],
+/// Opens a bundle on the wanted provider, or on the first of TensorRT, CUDA and CPU that does the work.
+pub(super) fn open(bundle: &Bundle, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Engine, RuntimeError> {
+    let library = Library::load(options)?;
+    let mut notes = library.notes();
+    let wanted: &[Executor] = match options.provider {
+        Provider::Cpu => &[Executor::OrtCpu],
+        Provider::Cuda => &[Executor::Cuda],
+        Provider::TensorRt => &[Executor::TensorRt],
+        Provider::Auto => &[Executor::TensorRt, Executor::Cuda, Executor::OrtCpu],
     };
-    let (mut chosen, mut notes) = ("cpu", Vec::new());
-    for &(name, provider) in wanted {
-        match dispatch(provider, options).register(builder) {
-            Ok(()) => {
-                notes.push(format!("provider {name} registered"));
-                if chosen == "cpu" {
-                    chosen = name;
-                }
+    let (last, before) = wanted
+        .split_last()
+        .expect("every provider maps to at least one executor");
+    for &executor in before {
+        match open_on(&library, bundle, options, executor, progress, &mut notes) {
+            Err(error) if may_fall_back(&error) => {
+                notes.push(format!(
+                    "provider {} skipped: {}",
+                    providers::short_name(executor),
+                    reason(error)
+                ));
             }
-            Err(error) if options.provider == Provider::Auto => {
-                notes.push(format!("provider {name} skipped: {error}"));
-            }
-            Err(error) => {
-                return Err(RuntimeError::Provider {
-                    provider: name,
-                    message: error.to_string(),
-                });
-            }
+            other => return other,
         }
     }
-    Ok((chosen, notes))
+    open_on(&library, bundle, options, *last, progress, &mut notes)
 }
 
-fn dispatch(provider: Provider, options: &RuntimeOptions) -> ExecutionProviderDispatch {
-    if provider != Provider::TensorRt {
-        return CUDA::default().build();
+/// Errors of one provider that say nothing about the next.
+fn may_fall_back(error: &RuntimeError) -> bool {
+    matches!(
+        error,
+        RuntimeError::Provider { .. }
+            | RuntimeError::EngineCache { .. }
+            | RuntimeError::Open { .. }
+            | RuntimeError::Run { .. }
+    )
+}
+
+/// The message without advice that is for those who named the provider.
+fn reason(error: RuntimeError) -> String {
+    match error {
+        RuntimeError::Provider { message, .. } => message,
+        other => other.to_string(),
     }
-    let mut tensor_rt = TensorRT::default().with_fp16(false);
-    if let Some(cache) = &options.engine_cache {
-        let cache = cache.display().to_string();
-        tensor_rt = tensor_rt
-            .with_engine_cache(true)
-            .with_engine_cache_path(&cache)
-            .with_timing_cache(true);
+}
+
+fn open_on(
+    library: &Library,
+    bundle: &Bundle,
+    options: &RuntimeOptions,
+    executor: Executor,
+    progress: &dyn Progress,
+    notes: &mut Vec<String>,
+) -> Result<Engine, RuntimeError> {
+    let choice = choose(&bundle.manifest.precision, options.precision.as_deref(), executor)?;
+    let mut open = |engines: Option<&Path>| open_graphs(library, bundle, choice, executor, engines);
+    let (graphs, lease) = match executor {
+        Executor::TensorRt => {
+            // Loads its libraries, so that their versions can be part of the key.
+            let probed = library.builder().and_then(|mut b| providers::probe(executor, &mut b));
+            probed.map_err(|message| unusable(executor, message))?;
+            match &options.cache {
+                Some(cache) => {
+                    let key = engine_key(library, bundle, choice);
+                    let (graphs, lease) = with_engines(&cache.join("engines"), &key, progress, &mut open)?;
+                    (graphs, Some(Arc::new(lease)))
+                }
+                None if progress.may_build() => {
+                    progress.stage(&Stage::BuildEngine(None));
+                    (open(None)?, None)
+                }
+                None => {
+                    let path = "no cache directory".into();
+                    return Err(RuntimeError::EngineMissing { path });
+                }
+            }
+        }
+        Executor::Cuda | Executor::OrtCpu | Executor::Tract => (open(None)?, None),
+    };
+    let (mut sessions, proof, said) = graphs;
+    let mut notes = std::mem::take(notes);
+    notes.extend(said);
+    if let Some(proof) = &proof {
+        notes.push(format!("warm-up run: {}", proof.summary()));
     }
-    tensor_rt.build()
+    if let Some(lease) = &lease {
+        let origin = if lease.built { "built" } else { "loaded" };
+        let place = lease
+            .folder
+            .as_ref()
+            .map_or("memory".into(), |f| f.display().to_string());
+        notes.push(format!("engines {origin} in {place}"));
+    }
+    for session in &mut sessions {
+        session._lease.clone_from(&lease);
+    }
+    let opened = Opened {
+        provider: executor.name().into(),
+        precision: choice.variant,
+        notes,
+        nodes: proof.map(|p| p.nodes).unwrap_or_default(),
+    };
+    let mut sessions = sessions.into_iter();
+    let (library, spec) = (library.clone(), bundle.manifest.graph_spec(GraphKind::TextEncoder));
+    open_with(bundle, opened, move |kind, path| {
+        // The two that are open already come first; the text encoder is opened when it is asked for.
+        let session = match (kind, sessions.next()) {
+            (GraphKind::TextEncoder, _) | (_, None) => library.open_on_cpu(path, &spec)?,
+            (_, Some(session)) => session,
+        };
+        Ok(Box::new(session))
+    })
+}
+
+fn unusable(executor: Executor, message: String) -> RuntimeError {
+    RuntimeError::Provider {
+        provider: providers::short_name(executor),
+        message,
+    }
+}
+
+fn engine_key(library: &Library, bundle: &Bundle, choice: Choice<'_>) -> EngineKey {
+    let half = if choice.half { "+fp16" } else { "" };
+    EngineKey {
+        bundle: bundle.hash.clone(),
+        precision: format!("{}{half}", choice.variant.name),
+        device: device::gpu(Path::new("/")).unwrap_or_else(|| "unknown".into()),
+        onnx_runtime: format!("{} {}", library.version(), ort::info()),
+        tensorrt: device::engine_versions(&device::loaded_now()),
+    }
+}
+
+type Graphs = (Vec<OrtSession>, Option<Proof>, Vec<String>);
+
+/// Opens image encoder and mask decoder; on a GPU with proof that it does the work.
+fn open_graphs(
+    library: &Library,
+    bundle: &Bundle,
+    choice: Choice<'_>,
+    executor: Executor,
+    engines: Option<&Path>,
+) -> Result<Graphs, RuntimeError> {
+    let (mut sessions, mut proof, mut notes) = (Vec::new(), None::<Proof>, Vec::new());
+    for kind in [GraphKind::Encoder, GraphKind::MaskDecoder] {
+        let path = bundle.dir.join(choice.variant.file(kind));
+        let spec = bundle.manifest.graph_spec(kind);
+        if executor == Executor::OrtCpu {
+            sessions.push(library.open_on_cpu(&path, &spec)?);
+            continue;
+        }
+        let failed = |message: String| unusable(executor, format!("{}: {message}", kind.name()));
+        let mut builder = library.builder().map_err(failed)?;
+        let said = register(
+            &mut builder,
+            executor,
+            choice.variant,
+            choice.half,
+            kind.name(),
+            engines,
+        );
+        let said = said.map_err(|message| unusable(executor, message))?;
+        let profile = ProfileFolder::new().map_err(failed)?;
+        let builder = builder
+            .with_profiling(profile.start())
+            .map_err(|e| failed(e.to_string()))?;
+        let mut session = commit(builder, &path, &spec).map_err(|error| match error {
+            RuntimeError::Open { message, .. } => failed(message),
+            other => other,
+        })?;
+        let counted = session.warm_up(&spec).map_err(failed)?;
+        counted.judge(providers::ort_name(executor)).map_err(failed)?;
+        proof.get_or_insert_default().add(&counted);
+        notes.extend(
+            said.into_iter()
+                .filter(|note| !notes.contains(note))
+                .collect::<Vec<_>>(),
+        );
+        sessions.push(session);
+    }
+    Ok((sessions, proof, notes))
+}
+
+fn register(
+    builder: &mut SessionBuilder,
+    executor: Executor,
+    variant: &Precision,
+    half: bool,
+    graph: &'static str,
+    engines: Option<&Path>,
+) -> Result<Vec<String>, String> {
+    match executor {
+        Executor::TensorRt => {
+            providers::register_tensor_rt(builder, &TensorRtSettings::new(engines, graph, variant, half))
+        }
+        Executor::Cuda => providers::register_cuda(builder).map(|()| Vec::new()),
+        Executor::OrtCpu | Executor::Tract => Ok(Vec::new()),
+    }
+}
+
+/// Counts which provider runs how many nodes of one graph on the CPU: what `doctor` shows.
+pub(super) fn prove_on_cpu(library: &Library, path: &Path, spec: &GraphSpec) -> Result<Proof, RuntimeError> {
+    let profile = ProfileFolder::new().map_err(refusal(path))?;
+    let builder = library.builder().map_err(refusal(path))?;
+    let builder = builder
+        .with_profiling(profile.start())
+        .map_err(|e| refusal(path)(e.to_string()))?;
+    let mut session = commit(builder, path, spec)?;
+    session.warm_up(spec).map_err(|message| RuntimeError::Run {
+        graph: spec.graph.name(),
+        backend: "ort",
+        message,
+    })
+}
+
+/// A folder for one profile among the temporary files; gone when dropped.
+struct ProfileFolder(PathBuf);
+
+impl ProfileFolder {
+    fn new() -> Result<Self, String> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("samclip-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).map_err(|e| format!("{} for the profile: {e}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// ONNX Runtime adds the time and an ending.
+    fn start(&self) -> PathBuf {
+        self.0.join("profile")
+    }
+}
+
+impl Drop for ProfileFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// One graph in ONNX Runtime.
 pub(super) struct OrtSession {
     session: Session,
+    /// Keeps the engine's files from being cleaned away.
+    _lease: Option<Arc<Lease>>,
+}
+
+impl OrtSession {
+    /// Runs once on zeros and counts the nodes of the run; ends the profiling that the session was opened with.
+    fn warm_up(&mut self, spec: &GraphSpec) -> Result<Proof, String> {
+        let zeros: Vec<(Vec<f32>, Vec<i64>)> = spec
+            .inputs
+            .iter()
+            .map(|tensor| match tensor.dtype {
+                Dtype::F32 => (vec![0.0; tensor.elements()], Vec::new()),
+                Dtype::I64 => (Vec::new(), vec![0; tensor.elements()]),
+            })
+            .collect();
+        let inputs: Vec<Values<'_>> = spec
+            .inputs
+            .iter()
+            .zip(&zeros)
+            .map(|(tensor, (floats, ints))| match tensor.dtype {
+                Dtype::F32 => Values::F32(floats),
+                Dtype::I64 => Values::I64(ints),
+            })
+            .collect();
+        let ran = self.run(spec, &inputs, &mut |_, _, _| Ok(()));
+        let written = self.session.end_profiling().map_err(|e| e.to_string())?;
+        ran.map_err(|e| e.to_string())?;
+        let profile = std::fs::read_to_string(&written).map_err(|e| format!("profile {written}: {e}"))?;
+        Proof::read(&profile)
+    }
 }
 
 impl GraphSession for OrtSession {

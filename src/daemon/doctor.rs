@@ -1,0 +1,341 @@
+//! `samclipd doctor`: what the configured job needs, what of it is there, and what helps where it is not.
+//!
+//! Every check runs, whatever the others say. Engines are not built here: a missing one is told of, `prepare` builds it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::capture::{Scheme, SourceUri};
+use crate::contract::{Bundle, Manifest};
+use crate::publish::mqtt::Settings;
+use crate::publish::probe::probe;
+use crate::runtime::inventory;
+use crate::runtime::progress::{Progress, Stage};
+use crate::runtime::{self, Backend, RuntimeError, RuntimeOptions};
+
+use super::config::{Config, Mqtt};
+use super::prepare::{require_writable, size_of};
+use super::run::sources;
+
+/// How long a broker may take for each step.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to look at.
+#[derive(Debug)]
+pub struct DoctorOptions {
+    /// The configuration and its path, or what is wrong with it; `None` if none is used.
+    pub config: Option<(PathBuf, Result<Config, String>)>,
+    /// The model bundle, or why none was found.
+    pub model: Result<PathBuf, String>,
+    /// How the daemon would open it.
+    pub runtime: RuntimeOptions,
+}
+
+/// How a finding bears on the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// As it should be.
+    Good,
+    /// Not there, and not needed for this job.
+    Idle,
+    /// The job cannot run.
+    Bad,
+}
+
+/// Prints findings and remembers whether one was bad.
+struct Report<'a> {
+    out: &'a mut dyn Write,
+    bad: usize,
+}
+
+impl Report<'_> {
+    fn head(&mut self, title: &str) -> std::io::Result<()> {
+        writeln!(self.out, "\n{title}")
+    }
+
+    fn say(&mut self, verdict: Verdict, text: &str, remedy: &str) -> std::io::Result<()> {
+        let mark = match verdict {
+            Verdict::Good => "ok     ",
+            Verdict::Idle => "-      ",
+            Verdict::Bad => "MISSING",
+        };
+        self.bad += usize::from(verdict == Verdict::Bad);
+        writeln!(self.out, "  {mark}  {text}")?;
+        if verdict != Verdict::Good && !remedy.is_empty() {
+            writeln!(self.out, "           → {remedy}")?;
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, outcome: Result<String, String>, otherwise: Verdict, remedy: &str) -> std::io::Result<()> {
+        match outcome {
+            Ok(text) => self.say(Verdict::Good, &text, ""),
+            Err(text) => self.say(otherwise, &text, remedy),
+        }
+    }
+}
+
+/// Never lets an engine be built.
+struct LookOnly;
+
+impl Progress for LookOnly {
+    fn stage(&self, _: &Stage) {}
+
+    fn may_build(&self) -> bool {
+        false
+    }
+}
+
+/// Checks everything; whether the job can run.
+///
+/// # Errors
+/// Only if the report cannot be written.
+pub fn doctor(options: &DoctorOptions, out: &mut dyn Write) -> std::io::Result<bool> {
+    writeln!(out, "samclipd {}", env!("CARGO_PKG_VERSION"))?;
+    let mut report = Report { out, bad: 0 };
+    let config = configuration(options, &mut report)?;
+    cache(options, &mut report)?;
+    report.head("model bundle")?;
+    let bundle = match &options.model {
+        Err(reason) => Err(reason.clone()),
+        Ok(dir) => Manifest::read(dir).map_err(|e| e.to_string()),
+    };
+    let described = bundle.as_ref().map(describe).map_err(Clone::clone);
+    report.outcome(described, Verdict::Bad, "copy the bundle again, or name another one")?;
+    libraries(options, &mut report)?;
+    if let Ok(bundle) = &bundle {
+        running(options, bundle, &mut report)?;
+    }
+    if let Some(config) = config {
+        cameras(config, &mut report)?;
+        report.head("broker")?;
+        match &config.mqtt {
+            None => report.say(Verdict::Idle, "none configured: nothing is published", "")?,
+            Some(mqtt) => {
+                let remedy = "start the broker, or correct host, port and credentials under [mqtt]";
+                report.outcome(broker(mqtt), Verdict::Bad, remedy)?;
+            }
+        }
+    }
+    let verdict = match report.bad {
+        0 => "the configured job can run".to_owned(),
+        1 => "the configured job cannot run: 1 thing is missing".to_owned(),
+        n => format!("the configured job cannot run: {n} things are missing"),
+    };
+    writeln!(report.out, "\n{verdict}")?;
+    Ok(report.bad == 0)
+}
+
+fn configuration<'a>(options: &'a DoctorOptions, report: &mut Report<'_>) -> std::io::Result<Option<&'a Config>> {
+    report.head("configuration")?;
+    match &options.config {
+        None => {
+            report.say(
+                Verdict::Idle,
+                "no file: the options of the command line are checked",
+                "",
+            )?;
+            Ok(None)
+        }
+        Some((_, Err(reason))) => {
+            report.say(
+                Verdict::Bad,
+                reason,
+                "correct the file; `samclipd check-config FILE` checks it alone",
+            )?;
+            Ok(None)
+        }
+        Some((path, Ok(config))) => {
+            let (cameras, queries) = (config.cameras.len(), config.queries.len());
+            let text = format!("{}: {cameras} cameras, {queries} queries", path.display());
+            report.say(Verdict::Good, &text, "")?;
+            Ok(Some(config))
+        }
+    }
+}
+
+fn cache(options: &DoctorOptions, report: &mut Report<'_>) -> std::io::Result<()> {
+    report.head("cache directory")?;
+    let remedy = "set cache under [runtime] or --cache-dir to a directory that can be written; without one, engines and \
+                  text embeddings are made anew at every start";
+    let Some(dir) = &options.runtime.cache else {
+        let text = "none: neither CACHE_DIRECTORY nor HOME is set";
+        return report.say(Verdict::Idle, text, remedy);
+    };
+    let outcome = require_writable(dir).map(|()| {
+        let (files, bytes) = size_of(dir);
+        format!("{}: {files} files, {:.1} MB", dir.display(), bytes as f64 / 1e6)
+    });
+    // The daemon works without, only slower; a named TensorRT would rebuild for minutes at every start.
+    let verdict = if options.runtime.names_gpu() {
+        Verdict::Bad
+    } else {
+        Verdict::Idle
+    };
+    report.outcome(outcome.map_err(|e| format!("{e:#}")), verdict, remedy)
+}
+
+fn describe(bundle: &Bundle) -> String {
+    let manifest = &bundle.manifest;
+    let precisions: Vec<&str> = manifest.precision.iter().map(|p| p.name.as_str()).collect();
+    format!(
+        "{}: {}@{}, {} pixels, precision {}",
+        bundle.dir.display(),
+        manifest.name,
+        bundle.id(),
+        manifest.encoder.side,
+        precisions.join(", ")
+    )
+}
+
+fn libraries(options: &DoctorOptions, report: &mut Report<'_>) -> std::io::Result<()> {
+    let runtime = &options.runtime;
+    let found = inventory::take(runtime);
+    let needed = |needed: bool| if needed { Verdict::Bad } else { Verdict::Idle };
+    report.head("ONNX Runtime library, in the order of the search")?;
+    let usable = found.ort_libraries.iter().any(|(_, outcome)| outcome.is_ok());
+    for (path, outcome) in &found.ort_libraries {
+        let outcome = outcome.clone().map(|version| format!("{path}: version {version}"));
+        report.outcome(outcome.map_err(|reason| format!("{path}: {reason}")), Verdict::Idle, "")?;
+    }
+    if !usable {
+        let required = runtime.backend == Backend::Ort || runtime.names_gpu() || runtime.ort_library.is_some();
+        let text = if cfg!(feature = "ort") {
+            "no usable library"
+        } else {
+            "this build has no ONNX Runtime support"
+        };
+        let remedy = "install ONNX Runtime 1.17 or newer and set SAMCLIP_ORT_LIB to its libonnxruntime.so; tract runs \
+                      without it";
+        report.say(needed(required && runtime.backend != Backend::Tract), text, remedy)?;
+    }
+    report.head("GPU")?;
+    let gpu = found
+        .gpu
+        .ok_or_else(|| "no NVIDIA GPU or driver found in /proc".to_owned());
+    report.outcome(
+        gpu,
+        needed(runtime.names_gpu()),
+        "install the NVIDIA driver; in a container, pass the GPU in",
+    )?;
+    for (name, outcome) in &found.gpu_libraries {
+        list(report, name, outcome, "")?;
+    }
+    report.head("providers of ONNX Runtime")?;
+    if found.providers.is_empty() {
+        report.say(Verdict::Idle, "none without the library", "")?;
+    }
+    let remedy = "install what the message names, in the version ONNX Runtime was built for";
+    for (name, outcome) in &found.providers {
+        list(report, name, outcome, remedy)?;
+    }
+    Ok(())
+}
+
+/// One line that decides nothing by itself: opening the model does.
+fn list(report: &mut Report<'_>, name: &str, outcome: &Result<String, String>, remedy: &str) -> std::io::Result<()> {
+    let (Ok(text) | Err(text)) = outcome;
+    let verdict = if outcome.is_ok() { Verdict::Good } else { Verdict::Idle };
+    report.say(verdict, &format!("{name}: {text}"), remedy)
+}
+
+/// Opens the graphs as the daemon would.
+fn running(options: &DoctorOptions, bundle: &Bundle, report: &mut Report<'_>) -> std::io::Result<()> {
+    report.head("running the model")?;
+    match runtime::open_watched(bundle, &options.runtime, &LookOnly) {
+        Ok(engine) => {
+            let text = format!("provider {}, precision {}", engine.provider, engine.precision);
+            report.say(Verdict::Good, &text, "")?;
+            for note in &engine.notes {
+                report.say(Verdict::Good, note, "")?;
+            }
+            if engine.provider == "ort-cpu"
+                && let Ok(proof) = inventory::prove_on_cpu(bundle, &options.runtime)
+            {
+                report.say(
+                    Verdict::Good,
+                    &format!("warm-up run of the encoder: {}", proof.summary()),
+                    "",
+                )?;
+            }
+            Ok(())
+        }
+        Err(error @ RuntimeError::EngineMissing { .. }) => report.say(
+            Verdict::Idle,
+            &error.to_string(),
+            "run `samclipd prepare` now, or let the daemon build them at its first start",
+        ),
+        Err(error) => report.say(Verdict::Bad, &error.to_string(), ""),
+    }
+}
+
+fn cameras(config: &Config, report: &mut Report<'_>) -> std::io::Result<()> {
+    report.head("cameras")?;
+    // Read a second time: the whole file is known to be valid by now.
+    for (camera, uri) in config.cameras.iter().zip(sources(config).unwrap_or_default()) {
+        let (outcome, remedy) = source(&uri);
+        let named = |text: String| format!("{}: {text}", camera.id);
+        report.outcome(outcome.map(named).map_err(named), Verdict::Bad, remedy)?;
+    }
+    Ok(())
+}
+
+/// Whether a source is there and may be read; it is not opened, because the daemon may be using it.
+fn source(uri: &SourceUri) -> (Result<String, String>, &'static str) {
+    match uri.scheme {
+        Scheme::V4l2 => (
+            camera(&uri.path),
+            "plug the camera in, or choose one that `samclipd cameras` lists; reading needs the group video",
+        ),
+        Scheme::File => (
+            std::fs::File::open(&uri.path)
+                .map(|_| uri.text.clone())
+                .map_err(|e| format!("{}: {e}", uri.path.display())),
+            "correct the source's path or its permissions",
+        ),
+        Scheme::Dir => (
+            std::fs::read_dir(&uri.path)
+                .map(|entries| format!("{}: {} entries", uri.text, entries.count()))
+                .map_err(|e| format!("{}: {e}", uri.path.display())),
+            "correct the source's path or its permissions",
+        ),
+    }
+}
+
+#[cfg(feature = "v4l2")]
+fn camera(name: &Path) -> Result<String, String> {
+    let node = crate::capture::camera_node(name);
+    let real = node.canonicalize().map_err(|e| format!("{}: {e}", node.display()))?;
+    let listed = crate::capture::list_cameras().into_iter().find(|c| c.path == real);
+    let Some(listed) = listed else {
+        return Err(format!("{} is no video device", real.display()));
+    };
+    let formats = listed.formats.map_err(|e| format!("{}: {e}", real.display()))?;
+    let codes = |supported: bool| {
+        let chosen = formats.iter().filter(|f| f.supported || !supported);
+        chosen.map(|f| f.four_cc.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    match codes(true) {
+        none if none.is_empty() => Err(format!(
+            "{} {}: none of its formats ({}) can be read",
+            real.display(),
+            listed.card,
+            codes(false)
+        )),
+        some => Ok(format!("{} {}: {some}", real.display(), listed.card)),
+    }
+}
+
+#[cfg(not(feature = "v4l2"))]
+fn camera(_: &Path) -> Result<String, String> {
+    Err("this build has no camera support; rebuild with feature \"v4l2\"".into())
+}
+
+fn broker(mqtt: &Mqtt) -> Result<String, String> {
+    let mut settings = Settings::new(&mqtt.host, mqtt.port, &mqtt.client_id, mqtt.topics.available());
+    settings.credentials = mqtt.read_credentials().map_err(|e| e.to_string())?;
+    probe(&settings, PATIENCE)
+        .map(|()| format!("{}:{} accepts the connection", mqtt.host, mqtt.port))
+        .map_err(|e| e.to_string())
+}
