@@ -211,13 +211,14 @@ fn libraries(options: &DoctorOptions, report: &mut Report<'_>) -> std::io::Resul
         report.say(needed(required && runtime.backend != Backend::Tract), text, remedy)?;
     }
     report.head("GPU")?;
+    // Not every machine tells in /proc: whether a GPU can be used shows when the model is opened.
     let gpu = found
         .gpu
         .ok_or_else(|| "no NVIDIA GPU or driver found in /proc".to_owned());
     report.outcome(
         gpu,
-        needed(runtime.names_gpu()),
-        "install the NVIDIA driver; in a container, pass the GPU in",
+        Verdict::Idle,
+        "if there is one, install the NVIDIA driver; in a container, pass the GPU in",
     )?;
     for (name, outcome) in &found.gpu_libraries {
         list(report, name, outcome, "")?;
