@@ -8,10 +8,11 @@ use samclip::text::tokenizer::Tokenizer;
 use samclip::train::dataset::{Dataset, Split};
 use samclip::train::feed::Feed;
 use samclip::train::model::{ClipConfig, SamConfig};
+use samclip::train::onnx::Storage;
 use samclip::train::recipe::Recipe;
 use samclip::train::session::Identity;
 use samclip::train::text_bank::TextBank;
-use samclip::train::{distill, import, teachers, weights};
+use samclip::train::{distill, import, quantize, teachers, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
 #[derive(Parser)]
@@ -39,6 +40,11 @@ enum Command {
     Synth(SynthArguments),
     /// Measures a bundle on the validation tenth of labelled photos.
     Eval(EvalArguments),
+    /// Adds fp16 and int8 variants to a bundle, with what they lose; refuses one that loses too much.
+    Quantize(quantize::Options),
+    /// Prints the peak memory in MiB of running one encoder; `quantize` asks a child process for it.
+    #[command(hide = true)]
+    PeakMemory(PeakMemoryArguments),
 }
 
 #[derive(clap::Args)]
@@ -94,6 +100,19 @@ struct EvalArguments {
 }
 
 #[derive(clap::Args)]
+struct PeakMemoryArguments {
+    /// Bundle folder.
+    #[arg(long)]
+    bundle: PathBuf,
+    /// Encoder file.
+    #[arg(long)]
+    encoder: PathBuf,
+    /// On tract.
+    #[arg(long)]
+    tract: bool,
+}
+
+#[derive(clap::Args)]
 struct ExportArguments {
     /// Recipe file of the run.
     #[arg(long)]
@@ -104,6 +123,9 @@ struct ExportArguments {
     /// Folder of the bundle.
     #[arg(long)]
     out: PathBuf,
+    /// How weights are stored: fp16, or fp32 for a reference that `quantize` compares with.
+    #[arg(long, default_value = "fp16")]
+    storage: Storage,
 }
 
 #[derive(clap::Args)]
@@ -129,14 +151,22 @@ fn main() -> Result<()> {
         Command::Run(arguments) => {
             let run = Run::open(&arguments)?;
             let weights = run.distill()?;
-            export(&run.recipe, &weights, &arguments.out.join("bundle"))
+            export(&run.recipe, &weights, &arguments.out.join("bundle"), Storage::Half)
         }
         Command::Distill(arguments) => Run::open(&arguments)?.distill().map(|_| ()),
         Command::Export(arguments) => {
             let weights = without_moments(weights::read(&arguments.checkpoint)?);
-            export(&Recipe::read(&arguments.recipe)?, &weights, &arguments.out)
+            let recipe = Recipe::read(&arguments.recipe)?;
+            export(&recipe, &weights, &arguments.out, arguments.storage)
         }
         Command::Eval(arguments) => eval(&arguments),
+        Command::Quantize(options) => quantize(&options),
+        Command::PeakMemory(arguments) => {
+            let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
+            let peak = quantize::timing::peak_memory(&bundle, &arguments.encoder, arguments.tract, 0)?;
+            println!("{peak}");
+            Ok(())
+        }
         Command::Import(arguments) => import(&arguments),
         Command::Synth(arguments) => synth(&arguments),
         Command::Teachers(arguments) => Run::open(&arguments)?.teachers().map(|_| ()),
@@ -233,8 +263,8 @@ fn without_moments(weights: weights::Weights) -> weights::Weights {
         .collect()
 }
 
-fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()> {
-    let bundle = samclip::train::export::bundle(recipe, weights, out)?;
+fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path, storage: Storage) -> Result<()> {
+    let bundle = samclip::train::export::bundle(recipe, weights, out, storage)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
     Ok(())
 }
@@ -260,6 +290,15 @@ fn eval(arguments: &EvalArguments) -> Result<()> {
     let dataset = open_data(&arguments.data)?;
     let result = samclip::train::eval::semantic(&bundle, &options, &dataset, arguments.limit, Split::Validation)?;
     println!("{}", result.markdown());
+    Ok(())
+}
+
+fn quantize(options: &quantize::Options) -> Result<()> {
+    let report = quantize::run(options)?;
+    println!("{}", report.markdown());
+    if let Some(refusal) = report.refusal() {
+        anyhow::bail!(refusal);
+    }
     Ok(())
 }
 
