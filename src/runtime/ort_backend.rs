@@ -102,6 +102,8 @@ impl Library {
         builder = builder
             .with_optimization_level(GraphOptimizationLevel::Level3)
             .map_err(|e| refused(e.to_string()))?;
+        // A pattern is a second block for all activations beside what the first run took: 4.3 of 9.0 GB at 1024 px.
+        builder = builder.with_memory_pattern(false).map_err(|e| refused(e.to_string()))?;
         let (provider, notes) = register(&mut builder, options)?;
         let session = builder.commit_from_file(path).map_err(|e| refused(e.to_string()))?;
         let graph = spec.graph.name();

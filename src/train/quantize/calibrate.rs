@@ -25,7 +25,7 @@ use crate::vision::query::{Queries, score};
 pub const FEWEST_PHOTOS: usize = 16;
 
 /// Largest estimated size of the inner tensors shown by one run.
-const TAPPED_BYTES: usize = 600 << 20;
+const TAPPED_BYTES: usize = 800 << 20;
 
 /// Most texts that the text encoder is calibrated on.
 const TEXTS: usize = 256;

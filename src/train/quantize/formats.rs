@@ -166,7 +166,7 @@ impl Conversion {
     fn push(&mut self, mut node: NodeProto, largest: &BTreeMap<String, f32>, exact: &BTreeSet<String>) {
         let op = node.op_type.as_str();
         let touched = node.input.iter().chain(&node.output);
-        let large = touched.filter_map(|t| largest.get(t)).any(|&v| !(v <= LARGEST_HALF));
+        let large = touched.filter_map(|t| largest.get(t)).any(|&v| v > LARGEST_HALF);
         let large = large || node.output.iter().any(|o| exact.contains(o));
         let wanted = if MOVES.contains(&op) {
             self.moved(&node)

@@ -26,13 +26,13 @@ pub fn objections(loss: &Loss, size_ratio: f64, int8: bool) -> Vec<String> {
         found.push("its outputs are not finite".to_owned());
     }
     match loss.mean_iou {
-        Some([reference, variant]) if !(variant >= reference - IOU_LOSS) => found.push(format!(
+        Some([reference, variant]) if reference - variant > IOU_LOSS || variant.is_nan() => found.push(format!(
             "mean IoU falls by {:.4}, from {reference:.4} to {variant:.4} on {} labelled photos; at most {IOU_LOSS} is \
              allowed",
             reference - variant,
             loss.labelled
         )),
-        None if !(loss.mask_agreement >= AGREEMENT) => found.push(format!(
+        None if loss.mask_agreement < AGREEMENT || loss.mask_agreement.is_nan() => found.push(format!(
             "without labelled photos its masks have to agree with the reference's by {AGREEMENT}, found {:.4} on {} \
              photos",
             loss.mask_agreement, loss.photos

@@ -148,39 +148,43 @@ impl Histogram {
     }
 
     fn entropy(&self) -> f32 {
-        let used = self.bins.iter().rposition(|&c| c > 0).map_or(1, |i| i + 1);
+        let mut bins = self.bins.clone();
+        // exact zeros (rectified, padded) are right at any range and would outweigh everything else
+        bins[0] = bins[1];
+        let used = bins.iter().rposition(|&c| c > 0).map_or(1, |i| i + 1);
         let candidates = (LEVELS..=used.max(LEVELS))
             .step_by(LEVELS / 8)
             .chain([used.max(LEVELS)]);
         let best = candidates
-            .map(|cut| (self.divergence(cut), cut))
+            .map(|cut| (divergence(&bins, cut), cut))
             .min_by(|a, b| a.0.total_cmp(&b.0));
         self.edge(best.map_or(BINS, |(_, cut)| cut))
     }
+}
 
-    /// Kullback-Leibler divergence of the 128-level version of the first `cut` bins from the whole, outliers moved into
-    /// the last bin.
-    fn divergence(&self, cut: usize) -> f64 {
-        let inside = &self.bins[..cut];
-        let outliers: u64 = self.bins[cut..].iter().sum();
-        let (total, kept) = (self.values as f64, inside.iter().sum::<u64>() as f64);
-        let mut divergence = 0.0;
-        for level in 0..LEVELS {
-            let (start, end) = (level * cut / LEVELS, (level + 1) * cut / LEVELS);
-            let bins = &inside[start..end];
-            let filled = bins.iter().filter(|&&c| c > 0).count().max(1) as f64;
-            let spread = bins.iter().sum::<u64>() as f64 / filled / kept.max(1.0);
-            for (offset, &count) in bins.iter().enumerate() {
-                let last = start + offset == cut - 1;
-                let p = (count + if last { outliers } else { 0 }) as f64 / total;
-                if p > 0.0 {
-                    // a bin that only the outliers fill has no mass in the 128-level version
-                    divergence += p * (p / spread.max(1e-9)).ln();
-                }
+/// Kullback-Leibler divergence of the 128-level version of the first `cut` bins from the whole, outliers moved into the
+/// last bin.
+fn divergence(bins: &[u64], cut: usize) -> f64 {
+    let inside = &bins[..cut];
+    let outliers: u64 = bins[cut..].iter().sum();
+    let kept = inside.iter().sum::<u64>();
+    let (total, kept) = ((kept + outliers).max(1) as f64, kept.max(1) as f64);
+    let mut divergence = 0.0;
+    for level in 0..LEVELS {
+        let (start, end) = (level * cut / LEVELS, (level + 1) * cut / LEVELS);
+        let bins = &inside[start..end];
+        let filled = bins.iter().filter(|&&c| c > 0).count().max(1) as f64;
+        let spread = bins.iter().sum::<u64>() as f64 / filled / kept;
+        for (offset, &count) in bins.iter().enumerate() {
+            let last = start + offset == cut - 1;
+            let p = (count + if last { outliers } else { 0 }) as f64 / total;
+            if p > 0.0 {
+                // a bin that only the outliers fill has no mass in the 128-level version
+                divergence += p * (p / spread.max(1e-9)).ln();
             }
         }
-        divergence
     }
+    divergence
 }
 
 #[cfg(test)]

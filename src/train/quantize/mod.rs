@@ -8,7 +8,7 @@
 //! variant that computes in fp32. Everything is run by the daemon's runtime (ONNX Runtime on the CPU; tract, where its
 //! library is missing, measures fp16-stored only). Calibration and trials see training photos, the gate validation
 //! photos. One engine is open at a time and no activation is kept: peak memory is that of one encoder session, one copy
-//! of the largest graph and at most 600 MiB of inner tensors.
+//! of the largest graph and at most 800 MiB of inner tensors.
 
 pub mod calibrate;
 mod error;

@@ -91,7 +91,7 @@ pub struct Options {
     #[arg(long, default_value_t = 400)]
     pub max_runs: usize,
     /// Overall relative error that 8-bit layers of one graph may add up to in the first plan.
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.01)]
     pub target_error: f64,
     /// Plans to measure, each with half the error of the one before, until the gate lets one pass.
     #[arg(long, default_value_t = 4)]
