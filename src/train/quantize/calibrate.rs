@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::QuantizeError;
-use super::histogram::Histogram;
 use super::measure::{self, Subject, Trial, prompts_of_one_run};
 use super::onnx_file::OnnxFile;
 use super::publish::Staging;
 use super::qdq::{Layer, layers};
-use super::session::{Runner, Taps};
+use super::session::{Runner, Seen, Taps};
 use super::spool::Spool;
 use crate::contract::{Bundle, GraphKind};
 use crate::train::eval::{self, EvalError};
@@ -37,8 +36,8 @@ const TRIAL_TEXTS: usize = 32;
 pub struct GraphStatistics {
     /// Its layers.
     pub layers: Vec<Layer>,
-    /// Magnitudes of what its layers, and its normalisations, read.
-    pub histograms: BTreeMap<String, Histogram>,
+    /// What its layers, and its normalisations, read.
+    pub seen: BTreeMap<String, Seen>,
     /// Inputs and reference outputs for trial variants.
     pub trial: Trial,
 }
@@ -47,7 +46,10 @@ impl GraphStatistics {
     /// Largest magnitude per tensor.
     #[must_use]
     pub fn largest(&self) -> BTreeMap<String, f32> {
-        self.histograms.iter().map(|(n, h)| (n.clone(), h.largest())).collect()
+        self.seen
+            .iter()
+            .map(|(n, s)| (n.clone(), s.histogram.largest()))
+            .collect()
     }
 }
 
@@ -153,7 +155,8 @@ impl Calibration<'_> {
             (GraphKind::TextEncoder, text),
         ]);
         for (kind, statistics) in &all {
-            if let Some((tensor, _)) = statistics.histograms.iter().find(|(_, h)| !h.largest().is_finite()) {
+            let wrong = statistics.seen.iter().find(|(_, s)| !s.histogram.largest().is_finite());
+            if let Some((tensor, _)) = wrong {
                 return Err(QuantizeError::Graph {
                     path: self.bundle.graph_path(*kind, Some(self.reference))?,
                     message: format!("computes values that are not finite in {tensor:?}; export the model again"),
@@ -212,7 +215,7 @@ impl Calibration<'_> {
         let expected = engine.text.embed(&ids)?;
         let statistics = GraphStatistics {
             layers: watched.layers,
-            histograms: taps.seen(),
+            seen: taps.seen(),
             trial: Trial::TextEncoder(ids, expected),
         };
         Ok((statistics, queries))
@@ -224,7 +227,7 @@ impl Calibration<'_> {
         let watched = Watched::of(&file, self.bundle);
         drop(file);
         let mut preprocessor = Preprocessor::new(&self.subject.manifest.encoder);
-        let (mut histograms, mut trial) = (BTreeMap::new(), Vec::new());
+        let (mut seen, mut trial) = (BTreeMap::new(), Vec::new());
         for (portion, tensors) in watched.portions().iter().enumerate() {
             let file = reference_graph(self.bundle, kind, self.reference)?;
             let (mut engine, taps) = self.open(kind, &file, tensors)?;
@@ -243,11 +246,11 @@ impl Calibration<'_> {
                     trial.push((preprocessor.tensor().to_vec(), features));
                 }
             }
-            histograms.append(&mut taps.seen());
+            seen.append(&mut taps.seen());
         }
         Ok(GraphStatistics {
             layers: watched.layers,
-            histograms,
+            seen,
             trial: Trial::Encoder(trial),
         })
     }
@@ -277,7 +280,7 @@ impl Calibration<'_> {
         }
         Ok(GraphStatistics {
             layers: watched.layers,
-            histograms: taps.seen(),
+            seen: taps.seen(),
             trial: Trial::MaskDecoder(trial),
         })
     }

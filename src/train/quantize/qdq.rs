@@ -132,6 +132,8 @@ pub struct Plan {
     pub treatments: BTreeMap<String, Treatment>,
     /// Largest magnitude per activation, which becomes level 127.
     pub ranges: BTreeMap<String, f32>,
+    /// Number of axes per activation, as far as known.
+    pub ranks: BTreeMap<String, usize>,
     /// Bits of weights that meet 8-bit activations: 7 or 8.
     pub weight_bits: u32,
 }
@@ -173,10 +175,14 @@ pub fn quantized(mut file: OnnxFile, layers: &[Layer], plan: &Plan) -> OnnxFile 
         }
         if let (Treatment::Int8, Some(at)) = (wanted, other) {
             let range = plan.ranges[&node.input[at]];
+            if node.op_type == "MatMul" && plan.ranks.get(&node.input[at]).is_some_and(|&r| r >= 3) {
+                rewrite.products.insert(node.output[0].clone());
+            }
             node.input[at] = rewrite.activation(&node.input[at].clone(), range);
         }
         rewrite.nodes.push(node);
     }
+    rewrite.keep_biases_apart();
     rewrite.finish(graph);
     fp16_stored(file)
 }
@@ -190,6 +196,8 @@ struct Rewrite {
     /// Zero points by length; 0 stands for a scalar.
     zeros: BTreeSet<usize>,
     done: BTreeSet<String>,
+    /// Outputs of 8-bit matrix products of three axes and more.
+    products: BTreeSet<String>,
 }
 
 impl Rewrite {
@@ -234,6 +242,36 @@ impl Rewrite {
                 .push(node("DequantizeLinear", &[&levels, &scale, &zero], &wide, Vec::new()));
         }
         wide
+    }
+
+    /// Gives the biases of 8-bit products three axes, `[1, 1, N]`. ONNX Runtime fuses a product and a bias of one axis
+    /// into a float Gemm before it looks for quantized products, and then multiplies in float (nano's encoder on a CPU
+    /// with VNNI: 1.3 of fp32's time, 0.8 with three axes).
+    fn keep_biases_apart(&mut self) {
+        for node in self
+            .nodes
+            .iter_mut()
+            .filter(|n| n.op_type == "Add" && n.input.len() == 2)
+        {
+            for (product, bias) in [(0, 1), (1, 0)] {
+                if !self.products.contains(&node.input[product]) {
+                    continue;
+                }
+                let bias = &mut node.input[bias];
+                let Some(tensor) = self.initializers.iter().find(|t| t.name == *bias && t.dims.len() == 1) else {
+                    continue;
+                };
+                let (mut tensor, name) = (tensor.clone(), format!("{bias}.3"));
+                tensor.dims.splice(0..0, [1, 1]);
+                tensor.name.clone_from(&name);
+                if self.done.insert(name.clone()) {
+                    self.initializers.push(tensor);
+                }
+                *bias = name;
+            }
+        }
+        let read: BTreeSet<&String> = self.nodes.iter().flat_map(|n| &n.input).collect();
+        self.initializers.retain(|t| read.contains(&t.name));
     }
 
     fn zero(&mut self, channels: usize) -> String {

@@ -68,10 +68,14 @@ impl Trials<'_> {
     #[must_use]
     pub fn plan(&self, method: Method, treatment: impl Fn(&Layer) -> Treatment) -> Plan {
         let layers = self.statistics.layers.iter();
-        let ranges = self.statistics.histograms.iter();
+        let seen = &self.statistics.seen;
         Plan {
             treatments: layers.map(|l| (l.weight.clone(), treatment(l))).collect(),
-            ranges: ranges.map(|(n, h)| (n.clone(), h.range(method))).collect(),
+            ranges: seen
+                .iter()
+                .map(|(n, s)| (n.clone(), s.histogram.range(method)))
+                .collect(),
+            ranks: seen.iter().map(|(n, s)| (n.clone(), s.rank)).collect(),
             weight_bits: self.weight_bits,
         }
     }

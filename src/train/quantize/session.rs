@@ -122,7 +122,16 @@ impl GraphSession for Closed {
 #[derive(Clone, Debug, Default)]
 pub struct Taps {
     tensors: Vec<String>,
-    seen: Arc<Mutex<BTreeMap<String, Histogram>>>,
+    seen: Arc<Mutex<BTreeMap<String, Seen>>>,
+}
+
+/// What one tensor was seen to be.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Its magnitudes.
+    pub histogram: Histogram,
+    /// Its number of axes.
+    pub rank: usize,
 }
 
 impl Taps {
@@ -135,9 +144,9 @@ impl Taps {
         }
     }
 
-    /// Histograms so far.
+    /// What was seen so far.
     #[must_use]
-    pub fn seen(&self) -> BTreeMap<String, Histogram> {
+    pub fn seen(&self) -> BTreeMap<String, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -190,7 +199,9 @@ impl GraphSession for Tapped {
                 return output(index, shape, values);
             };
             let mut seen = taps.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            seen.entry(tensor.clone()).or_default().add(values);
+            let seen = seen.entry(tensor.clone()).or_default();
+            seen.histogram.add(values);
+            seen.rank = shape.len();
             Ok(())
         })
     }
