@@ -18,7 +18,7 @@
 //! | L2 | [`runtime`] | `vision`, `contract` |
 //! | L2 | [`publish`] | `message`, `clock` |
 //! | L3 | [`daemon`] | everything above |
-//! | L3 | `train` (feature `train`) | `vision`, `contract`, `text`; `runtime` in `eval` only |
+//! | L3 | `train` (feature `train`) | `vision`, `contract`, `text`; `runtime` in `eval` and `quantize` only |
 //!
 //! Invariants: L2 folders never import each other. No stage reads a later stage's type. `vision`
 //! never sees a file, socket or clock. Only `capture` and `runtime` may contain `unsafe`. Every queue

@@ -24,11 +24,11 @@ const IMPURE: [&str; 8] = [
 /// Crates that only training needs; their names, or what their names begin with. `tar` and `rayon` are tract's too.
 const TRAINING_CRATES: [&str; 6] = ["burn", "cubecl", "pytorch-reader", "indicatif", "rand_chacha", "glob "];
 
-/// Which folder may use which, from the table; with conditions such as "`runtime` in `eval` only".
+/// Which folder may use which, from the table; with conditions such as "`runtime` in `eval` and `quantize` only".
 #[derive(Debug, Default)]
 struct Layers {
     allowed: BTreeMap<String, BTreeSet<String>>,
-    /// folder → (used folder, the one file stem that may)
+    /// folder → (used folder, a file stem or folder name that may)
     only_in: BTreeMap<String, Vec<(String, String)>>,
 }
 
@@ -49,14 +49,10 @@ impl Layers {
                 if part.contains("everything above") {
                     allowed.extend(layers.allowed.keys().cloned());
                 } else if part.contains(" in ") {
-                    let condition = (names[0].clone(), names[1].clone());
-                    folders.iter().for_each(|folder| {
-                        layers
-                            .only_in
-                            .entry(folder.clone())
-                            .or_default()
-                            .push(condition.clone());
-                    });
+                    for (folder, stem) in folders.iter().flat_map(|f| names[1..].iter().map(move |n| (f, n))) {
+                        let condition = (names[0].clone(), stem.clone());
+                        layers.only_in.entry(folder.clone()).or_default().push(condition);
+                    }
                 } else {
                     allowed.extend(names);
                 }
@@ -218,7 +214,13 @@ fn the_checker_catches_forbidden_edges_however_they_are_written() {
         0
     );
     assert_eq!(check("train/eval.rs", "use crate::runtime::models;"), 0);
+    assert_eq!(
+        check("train/quantize/calibrate.rs", "use crate::runtime::open_graph;"),
+        0
+    );
+    assert_eq!(check("train/quantize/calibrate.rs", "use crate::daemon;"), 1);
     assert_eq!(check("train/distill.rs", "use crate::runtime::models;"), 1);
+    assert_eq!(check("train/model/quantized.rs", "use crate::runtime::models;"), 1);
     assert_eq!(check("daemon/pipeline.rs", "use crate::{capture, runtime, vision};"), 0);
     assert_eq!(check("daemon/pipeline.rs", "use crate::train;"), 1);
 }

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use samclip::train::dataset::Split;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
+use samclip::train::onnx::Storage;
 use samclip::train::recipe::Recipe;
 use samclip::train::run::{Run, RunOptions, open_data, untrained};
-use samclip::train::{import, weights};
+use samclip::train::{import, quantize, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
 #[derive(Parser)]
@@ -41,6 +42,11 @@ enum Command {
     Cost(CostArguments),
     /// Measures a bundle on the validation tenth of labelled photos.
     Eval(EvalArguments),
+    /// Adds fp16 and int8 variants to a bundle, with what they lose; refuses one that loses too much.
+    Quantize(quantize::Options),
+    /// Prints the peak memory in MiB of running one encoder; `quantize` asks a child process for it.
+    #[command(hide = true)]
+    PeakMemory(PeakMemoryArguments),
 }
 
 /// Somebody's checkpoints, in the place of teachers that the recipe trains.
@@ -110,6 +116,19 @@ struct EvalArguments {
 }
 
 #[derive(clap::Args)]
+struct PeakMemoryArguments {
+    /// Bundle folder.
+    #[arg(long)]
+    bundle: PathBuf,
+    /// Encoder file.
+    #[arg(long)]
+    encoder: PathBuf,
+    /// On tract.
+    #[arg(long)]
+    tract: bool,
+}
+
+#[derive(clap::Args)]
 struct ExportArguments {
     /// Recipe file of the run.
     #[arg(long)]
@@ -123,6 +142,9 @@ struct ExportArguments {
     /// Folder of the bundle.
     #[arg(long)]
     out: PathBuf,
+    /// How weights are stored: fp16, or fp32 for a reference that `quantize` compares with.
+    #[arg(long, default_value = "fp16")]
+    storage: Storage,
 }
 
 #[derive(clap::Args)]
@@ -170,7 +192,7 @@ fn main() -> Result<()> {
             let out = arguments.out.join("bundle");
             let run = arguments.open()?;
             let weights = run.adapt()?;
-            export(&run.recipe, &weights, &out)
+            export(&run.recipe, &weights, &out, Storage::Half)
         }
         Command::Distill(arguments) => arguments.open()?.distill().map(|_| ()),
         Command::Adapt(arguments) => arguments.open()?.adapt().map(|_| ()),
@@ -187,13 +209,20 @@ fn main() -> Result<()> {
                 ) => untrained(&recipe, &sam, &clip)?,
                 (None, _) => anyhow::bail!("neither --checkpoint nor both --sam and --clip given"),
             };
-            export(&recipe, &weights, &arguments.out)
+            export(&recipe, &weights, &arguments.out, arguments.storage)
         }
         Command::Cost(arguments) => {
             println!("{}", samclip::train::cost::table(&Recipe::read(&arguments.recipe)?));
             Ok(())
         }
         Command::Eval(arguments) => eval(&arguments),
+        Command::Quantize(options) => quantize(&options),
+        Command::PeakMemory(arguments) => {
+            let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
+            let peak = quantize::timing::peak_memory(&bundle, &arguments.encoder, arguments.tract, 0)?;
+            println!("{peak}");
+            Ok(())
+        }
         Command::Import(arguments) => import(&arguments),
         Command::Synth(arguments) => synth(&arguments),
         Command::Teachers(arguments) => arguments.open()?.teachers().map(|_| ()),
@@ -209,8 +238,8 @@ fn without_moments(weights: weights::Weights) -> weights::Weights {
         .collect()
 }
 
-fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path) -> Result<()> {
-    let bundle = samclip::train::export::bundle(recipe, weights, out)?;
+fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path, storage: Storage) -> Result<()> {
+    let bundle = samclip::train::export::bundle(recipe, weights, out, storage)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
     Ok(())
 }
@@ -221,6 +250,15 @@ fn eval(arguments: &EvalArguments) -> Result<()> {
     let dataset = open_data(&arguments.data)?;
     let result = samclip::train::eval::semantic(&bundle, &options, &dataset, arguments.limit, Split::Validation)?;
     println!("{}", result.markdown());
+    Ok(())
+}
+
+fn quantize(options: &quantize::Options) -> Result<()> {
+    let report = quantize::run(options)?;
+    println!("{}", report.markdown());
+    if let Some(refusal) = report.refusal() {
+        anyhow::bail!(refusal);
+    }
     Ok(())
 }
 

@@ -233,7 +233,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::contract::{Calibration, Compute, DecoderSpec, EncoderSpec, Precision, Source, TextSpec};
+    use crate::contract::{Calibration, Compute, DecoderSpec, EncoderSpec, Measured, Precision, Source, TextSpec};
 
     fn manifest() -> Manifest {
         let encoder = EncoderSpec {
@@ -270,6 +270,7 @@ mod tests {
                 text_encoder: "text_encoder.onnx".into(),
                 relative_error: BTreeMap::from([("patch_embeddings".into(), 0.0004)]),
                 mean_iou_change: None,
+                measured: None,
             }],
             source: vec![Source {
                 name: "drawn scenes".into(),
@@ -381,6 +382,77 @@ mod tests {
         );
         m.graph.remove(1);
         assert!(m.validate().unwrap_err().to_string().contains("0 tables"));
+    }
+
+    fn measured() -> Measured {
+        Measured {
+            reference: "fp32".into(),
+            photos: 289,
+            mask_agreement: 0.97,
+            ranking_changed: 0.0,
+            size_ratio: 0.28,
+            calibration: Some("encoder entropy, 64 photos".into()),
+            float_layers: vec!["encoder: neck.0".into()],
+            forced: true,
+        }
+    }
+
+    #[test]
+    fn what_was_measured_of_a_variant_is_read_back_and_may_be_absent() {
+        let (dir, _) = written();
+        let mut m = manifest();
+        let int8 = Precision {
+            name: "int8".into(),
+            compute: Compute::Int8,
+            mean_iou_change: Some(-0.004),
+            measured: Some(measured()),
+            ..m.precision[0].clone()
+        };
+        m.precision.push(int8);
+        m.write(dir.path()).unwrap();
+        let read = Manifest::read(dir.path()).unwrap().manifest;
+        assert_eq!(read.precision[0].measured, None);
+        assert_eq!(read.precision[1].measured, Some(measured()));
+        let text = std::fs::read_to_string(dir.path().join(MANIFEST_FILE)).unwrap();
+        let unknown = text.replace("mask_agreement = ", "mask_aggreement = ");
+        assert!(
+            Manifest::parse(&unknown)
+                .unwrap_err()
+                .to_string()
+                .contains("mask_aggreement")
+        );
+        let plain = text.replace("forced = true\n", "");
+        assert!(
+            !Manifest::parse(&plain).unwrap().precision[1]
+                .measured
+                .as_ref()
+                .unwrap()
+                .forced
+        );
+    }
+
+    #[test]
+    fn impossible_measurements_and_doubled_variants_are_refused_by_field() {
+        type Spoil = fn(&mut Precision, &mut Measured);
+        let cases: [(&str, Spoil); 5] = [
+            ("measured.photos", |_, m| m.photos = 0),
+            ("measured.mask_agreement", |_, m| m.mask_agreement = 1.5),
+            ("measured.ranking_changed", |_, m| m.ranking_changed = f64::NAN),
+            ("measured.size_ratio", |_, m| m.size_ratio = 0.0),
+            ("relative_error", |p, _| {
+                p.relative_error.insert("patch_embeddings".into(), -1.0);
+            }),
+        ];
+        for (field, spoil) in cases {
+            let (mut m, mut measured) = (manifest(), measured());
+            spoil(&mut m.precision[0], &mut measured);
+            m.precision[0].measured = Some(measured);
+            let error = m.validate().unwrap_err().to_string();
+            assert!(error.contains(field) && error.contains("fp16-stored"), "{error}");
+        }
+        let mut m = manifest();
+        m.precision.push(m.precision[0].clone());
+        assert!(m.validate().unwrap_err().to_string().contains("a name used once"));
     }
 
     #[test]

@@ -161,6 +161,34 @@ pub struct Precision {
     /// Measured change of mean IoU against 32-bit weights, negative when worse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_iou_change: Option<f64>,
+    /// How the losses were measured, as `train quantize` records it; absent for a variant nobody measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+}
+
+/// Measured loss of a variant against a reference variant of the same bundle, on photos that calibration never saw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// Name of the variant it was compared with.
+    pub reference: String,
+    /// Photos measured; at least 1.
+    pub photos: usize,
+    /// Mean IoU, 0 to 1, of the variant's masks with the reference's for the same prompts.
+    pub mask_agreement: f64,
+    /// Share of photos, 0 to 1, whose highest-scoring class changed by more than a tie.
+    pub ranking_changed: f64,
+    /// Bytes of the three graphs over those of the same graphs with weights stored as fp32; above 0.
+    pub size_ratio: f64,
+    /// How the ranges of 8-bit activations were found, e.g. `encoder entropy, 64 photos`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
+    /// Layers that an int8 variant computes in floats because of their measured effect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub float_layers: Vec<String>,
+    /// The variant was written although the gate refused it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 impl Precision {

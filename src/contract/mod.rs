@@ -12,7 +12,7 @@ mod validate;
 
 pub use bundle::{Bundle, BundleError, MANIFEST_FILE, hash_file, sha256_hex};
 pub use manifest::{
-    Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, OPENAI_CLIP_VOCABULARY, Precision,
-    Source, TextSpec,
+    Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Measured, OPENAI_CLIP_VOCABULARY,
+    Precision, Source, TextSpec,
 };
 pub use tensors::{Dtype, GraphKind, GraphSpec, TensorSpec};

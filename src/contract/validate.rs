@@ -90,9 +90,35 @@ impl Manifest {
             !self.precision.is_empty(),
             "at least one variant",
         )?;
+        self.check_precisions()?;
         self.check_graphs()?;
         for name in self.referenced_files() {
             check_file_name(&name)?;
+        }
+        Ok(())
+    }
+
+    /// Names that tell variants apart, and measured losses that a measurement can have.
+    fn check_precisions(&self) -> Result<(), BundleError> {
+        for (index, p) in self.precision.iter().enumerate() {
+            let field = |name: &str| format!("precision {:?} {name}", p.name);
+            let first = self.precision.iter().position(|other| other.name == p.name);
+            check("precision", &p.name, first == Some(index), "a name used once")?;
+            let errors = p.relative_error.values();
+            for error in errors {
+                let fits = error.is_finite() && *error >= 0.0;
+                check(&field("relative_error"), error, fits, "0 or more")?;
+            }
+            let Some(m) = &p.measured else { continue };
+            check(&field("measured.photos"), m.photos, m.photos > 0, "at least 1")?;
+            for (name, share) in [
+                ("measured.mask_agreement", m.mask_agreement),
+                ("measured.ranking_changed", m.ranking_changed),
+            ] {
+                check(&field(name), share, (0.0..=1.0).contains(&share), "0 to 1")?;
+            }
+            let fits = m.size_ratio.is_finite() && m.size_ratio > 0.0;
+            check(&field("measured.size_ratio"), m.size_ratio, fits, "above 0")?;
         }
         Ok(())
     }

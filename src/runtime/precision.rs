@@ -143,6 +143,7 @@ mod tests {
             text_encoder: String::new(),
             relative_error: Default::default(),
             mean_iou_change: None,
+            measured: None,
         };
         list.iter().map(one).collect()
     }

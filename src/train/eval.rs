@@ -7,8 +7,8 @@
 //! unless the photo's collection does not annotate the name or the two names overlap. IoU is summed over all
 //! photos. The constant-class figure is the IoU of predicting that class everywhere.
 
-use crate::contract::Bundle;
-use crate::runtime::{self, RuntimeError, RuntimeOptions};
+use crate::contract::{Bundle, Manifest};
+use crate::runtime::{self, RuntimeError, RuntimeOptions, TextEncoder};
 use crate::text::templates::TEMPLATES;
 use crate::text::tokenizer::{TextError, Tokenizer};
 use crate::train::dataset::names::{canonical, overlap, whole_person};
@@ -18,8 +18,8 @@ use crate::vision::frame::{CaptureTime, Frame, PixelFormat, Sequence};
 use crate::vision::geometry::{FrameSize, SizeError};
 use crate::vision::pixels::PixelError;
 use crate::vision::preprocess::Preprocessor;
-use crate::vision::query::{PromptRules, Queries, QueryError, mean_embedding, score, sigmoid};
-use crate::vision::refine::{RefineRules, semantic_logits};
+use crate::vision::query::{DecoderPrompt, PromptRules, Queries, QueryError, ScoreMap, mean_embedding, score, sigmoid};
+use crate::vision::refine::{DecodedPrompt, RefineRules, semantic_logits};
 
 /// The classes of the table.
 pub const CLASSES: [&str; 10] = [
@@ -147,11 +147,17 @@ impl Semantic {
 }
 
 /// Text embeddings of names: templates averaged and re-normalised, as the daemon does it.
-fn embed(engine: &mut runtime::Engine, tokenizer: &Tokenizer, name: &str, width: usize) -> Result<Vec<f32>, EvalError> {
-    let ids = TEMPLATES
+fn embed(
+    text: &mut dyn TextEncoder,
+    tokenizer: &Tokenizer,
+    name: &str,
+    width: usize,
+    templates: &[&str],
+) -> Result<Vec<f32>, EvalError> {
+    let ids = templates
         .iter()
         .map(|t| Ok(tokenizer.encode(&t.replace("{}", name))?.to_vec()));
-    let rows = engine.text.embed(&ids.collect::<Result<Vec<_>, TextError>>()?)?;
+    let rows = text.embed(&ids.collect::<Result<Vec<_>, TextError>>()?)?;
     Ok(mean_embedding(&rows.concat(), width)?)
 }
 
@@ -168,7 +174,143 @@ pub fn tokenizer(bundle: &Bundle) -> Result<Tokenizer, EvalError> {
     Ok(Tokenizer::from_merges(&text)?)
 }
 
-/// Measures semantic segmentation of `bundle` on the validation part of `dataset`, at most `limit` photos.
+/// Embeddings of [`CLASSES`] and of the bundle's background prompts, each the mean over `templates`.
+///
+/// # Errors
+/// [`EvalError`] if the text encoder fails or a name does not fit its context.
+pub fn queries(
+    text: &mut dyn TextEncoder,
+    tokenizer: &Tokenizer,
+    manifest: &Manifest,
+    templates: &[&str],
+) -> Result<Queries, EvalError> {
+    let width = manifest.encoder.embed_dim;
+    let mut asked = Vec::new();
+    for name in CLASSES {
+        asked.push((embed(text, tokenizer, name, width, templates)?, 0.5));
+    }
+    let mut background = Vec::new();
+    for name in competitors(manifest) {
+        background.push(embed(text, tokenizer, name, width, templates)?);
+    }
+    Ok(Queries::new(width, &asked, &background)?)
+}
+
+/// The bundle's background prompts that are not asked about themselves.
+pub fn competitors(manifest: &Manifest) -> impl Iterator<Item = &str> {
+    let background = manifest.background.iter().map(String::as_str);
+    background.filter(|b| !CLASSES.contains(b))
+}
+
+/// The photo as a camera would deliver it.
+///
+/// # Errors
+/// [`EvalError::Size`] for a photo without pixels.
+pub fn frame(sample: &Sample) -> Result<Frame, EvalError> {
+    Ok(Frame {
+        size: FrameSize::new(sample.photo.width as u32, sample.photo.height as u32)?,
+        format: PixelFormat::Rgb24,
+        stride: 3 * sample.photo.width,
+        bytes: sample.photo.rgb.clone(),
+        sequence: Sequence::default(),
+        captured: CaptureTime::default(),
+    })
+}
+
+/// A running measurement of one model: photos go in one by one, tallies add up.
+pub struct Measurement<'a> {
+    manifest: &'a Manifest,
+    queries: Queries,
+    preprocessor: Preprocessor,
+    features: Features,
+    tallies: [[Tally; CLASSES.len()]; 2],
+    photos: usize,
+    shown: [usize; CLASSES.len()],
+    pixels: u64,
+}
+
+impl<'a> Measurement<'a> {
+    /// Nothing measured yet; `queries` as [`queries`] makes them.
+    #[must_use]
+    pub fn new(manifest: &'a Manifest, queries: Queries) -> Self {
+        Self {
+            manifest,
+            queries,
+            preprocessor: Preprocessor::new(&manifest.encoder),
+            features: Features::default(),
+            tallies: [[Tally::default(); CLASSES.len()]; 2],
+            photos: 0,
+            shown: [0; CLASSES.len()],
+            pixels: 0,
+        }
+    }
+
+    /// Encoder outputs of the last photo.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Runs one photo through both heads and returns its scores and the prompts they became; a photo without labels
+    /// adds nothing to the tallies.
+    ///
+    /// # Errors
+    /// [`EvalError`] if the photo cannot be used or the engine fails.
+    pub fn photo(
+        &mut self,
+        engine: &mut runtime::Engine,
+        sample: &Sample,
+        names: &ClassNames,
+    ) -> Result<(ScoreMap, Vec<DecoderPrompt>), EvalError> {
+        let letterbox = self.preprocessor.run(&frame(sample)?)?;
+        engine.encoder.encode(self.preprocessor.tensor(), &mut self.features)?;
+        let scores = score(&self.features, &self.queries, self.manifest, letterbox)?;
+        let prompts = scores.prompts(
+            &PromptRules::default(),
+            self.manifest.encoder.low_res_side(),
+            self.manifest.decoder.points,
+        );
+        if sample.mask.is_some() {
+            let decoded = engine.decoder.decode(&self.features, &prompts)?;
+            self.count(&Truth::of(sample, names), &scores, &prompts, &decoded);
+        }
+        Ok((scores, prompts))
+    }
+
+    fn count(&mut self, truth: &Truth, scores: &ScoreMap, prompts: &[DecoderPrompt], decoded: &[DecodedPrompt]) {
+        let rules = RefineRules::default();
+        let alone: Vec<Vec<f32>> = (0..CLASSES.len()).map(|q| scores.frame_logits(q)).collect();
+        let both = (0..CLASSES.len()).map(|q| semantic_logits(scores, q, prompts, decoded, &rules));
+        let both: Vec<Vec<f32>> = both.collect();
+        let none = background_probability(&alone);
+        truth.count(&alone, &none, &mut self.tallies[0]);
+        truth.count(&both, &none, &mut self.tallies[1]);
+        self.photos += 1;
+        self.pixels += truth.label.iter().filter(|l| !matches!(l, Label::Unknown)).count() as u64;
+        for (class, shown) in self.shown.iter_mut().enumerate() {
+            *shown += usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
+        }
+    }
+
+    /// The table of all labelled photos so far.
+    #[must_use]
+    pub fn finish(&self, provider: &str) -> Semantic {
+        let classes = CLASSES.iter().enumerate().map(|(i, name)| ClassResult {
+            name,
+            photos: self.shown[i],
+            constant: self.tallies[0][i].labelled as f64 / self.pixels.max(1) as f64,
+            clip_head: self.tallies[0][i].iou(),
+            both_heads: self.tallies[1][i].iou(),
+        });
+        Semantic {
+            photos: self.photos,
+            classes: classes.collect(),
+            provider: provider.into(),
+        }
+    }
+}
+
+/// Measures semantic segmentation of `bundle` on one part of `dataset`, at most `limit` photos.
 ///
 /// # Errors
 /// [`EvalError`] if the bundle does not run or a photo cannot be read.
@@ -179,72 +321,17 @@ pub fn semantic(
     limit: usize,
     part: Split,
 ) -> Result<Semantic, EvalError> {
-    let manifest = &bundle.manifest;
-    let width = manifest.encoder.embed_dim;
     let mut engine = runtime::open(bundle, options)?;
-    let tokenizer = tokenizer(bundle)?;
-    let mut asked = Vec::new();
-    for name in CLASSES {
-        asked.push((embed(&mut engine, &tokenizer, name, width)?, 0.5));
-    }
-    let mut background = Vec::new();
-    for name in manifest.background.iter().filter(|b| !CLASSES.contains(&b.as_str())) {
-        background.push(embed(&mut engine, &tokenizer, name, width)?);
-    }
-    let queries = Queries::new(width, &asked, &background)?;
-    let mut preprocessor = Preprocessor::new(&manifest.encoder);
-    let (mut features, mut tallies) = (Features::default(), [[Tally::default(); CLASSES.len()]; 2]);
-    let (mut photos, mut shown, mut pixels) = (0, [0; CLASSES.len()], 0_u64);
-    let rules = RefineRules::default();
+    let queries = queries(&mut *engine.text, &tokenizer(bundle)?, &bundle.manifest, &TEMPLATES)?;
+    let mut measurement = Measurement::new(&bundle.manifest, queries);
     let with_mask = dataset
         .indices(part)
         .into_iter()
         .filter(|&i| dataset.samples()[i].mask.is_some());
     for index in with_mask.take(limit) {
-        let sample = dataset.get(index)?;
-        let truth = Truth::of(&sample, dataset.names());
-        let size = FrameSize::new(sample.photo.width as u32, sample.photo.height as u32)?;
-        let frame = Frame {
-            size,
-            format: PixelFormat::Rgb24,
-            stride: 3 * sample.photo.width,
-            bytes: sample.photo.rgb.clone(),
-            sequence: Sequence::default(),
-            captured: CaptureTime::default(),
-        };
-        let letterbox = preprocessor.run(&frame)?;
-        engine.encoder.encode(preprocessor.tensor(), &mut features)?;
-        let scores = score(&features, &queries, manifest, letterbox)?;
-        let prompts = scores.prompts(
-            &PromptRules::default(),
-            manifest.encoder.low_res_side(),
-            manifest.decoder.points,
-        );
-        let decoded = engine.decoder.decode(&features, &prompts)?;
-        let alone: Vec<Vec<f32>> = (0..CLASSES.len()).map(|q| scores.frame_logits(q)).collect();
-        let both = (0..CLASSES.len()).map(|q| semantic_logits(&scores, q, &prompts, &decoded, &rules));
-        let both: Vec<Vec<f32>> = both.collect();
-        let none = background_probability(&alone);
-        truth.count(&alone, &none, &mut tallies[0]);
-        truth.count(&both, &none, &mut tallies[1]);
-        photos += 1;
-        pixels += truth.label.iter().filter(|l| !matches!(l, Label::Unknown)).count() as u64;
-        for (class, shown) in shown.iter_mut().enumerate() {
-            *shown += usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
-        }
+        measurement.photo(&mut engine, &dataset.get(index)?, dataset.names())?;
     }
-    let classes = CLASSES.iter().enumerate().map(|(i, name)| ClassResult {
-        name,
-        photos: shown[i],
-        constant: tallies[0][i].labelled as f64 / pixels.max(1) as f64,
-        clip_head: tallies[0][i].iou(),
-        both_heads: tallies[1][i].iou(),
-    });
-    Ok(Semantic {
-        photos,
-        classes: classes.collect(),
-        provider: engine.provider.clone(),
-    })
+    Ok(measurement.finish(&engine.provider))
 }
 
 /// What the probabilities of all names leave for the background prompts, per pixel; `logits[class][pixel]` are log odds.

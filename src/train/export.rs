@@ -39,12 +39,12 @@ pub enum ExportError {
 /// File of the shortened vocabulary's merges.
 const MERGES_FILE: &str = "merges.txt";
 
-/// Writes the bundle of `weights` to `folder`, weights stored as fp16, and reads it back. The weights are those of the
-/// recipe's last stage.
+/// Writes the bundle of `weights` to `folder`, weights stored as `storage` says, and reads it back. The weights are those
+/// of the recipe's last stage.
 ///
 /// # Errors
 /// [`ExportError`] if the weights do not fit the recipe or a file cannot be written.
-pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundle, ExportError> {
+pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storage) -> Result<Bundle, ExportError> {
     let recipe = &recipe.adapted();
     let config = recipe.merged();
     weights::check(weights, &inventory::merged(&config), "the checkpoint")?;
@@ -56,9 +56,9 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundl
         let path = folder.join(name);
         std::fs::write(&path, bytes).map_err(|source| ExportError::Io { path, source })
     };
-    write("encoder.onnx", &encoder_graph(recipe, weights))?;
-    write("mask_decoder.onnx", &decoder_graph(recipe, weights))?;
-    write("text_encoder.onnx", &text_graph(recipe, weights))?;
+    write("encoder.onnx", &encoder_graph(recipe, weights, storage))?;
+    write("mask_decoder.onnx", &decoder_graph(recipe, weights, storage))?;
+    write("text_encoder.onnx", &text_graph(recipe, weights, storage))?;
     let shortened = recipe.merges < STANDARD_MERGES;
     if shortened {
         write(MERGES_FILE, standard_merges(recipe.merges)?.as_bytes())?;
@@ -105,13 +105,14 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundl
             ..Calibration::default()
         },
         precision: vec![Precision {
-            name: "fp16-stored".into(),
+            name: storage.variant().into(),
             compute: Compute::Fp32,
             encoder: "encoder.onnx".into(),
             mask_decoder: "mask_decoder.onnx".into(),
             text_encoder: "text_encoder.onnx".into(),
             relative_error: std::collections::BTreeMap::new(),
             mean_iou_change: None,
+            measured: None,
         }],
         source: recipe.export.source.clone(),
         files: std::collections::BTreeMap::new(),
@@ -121,9 +122,9 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path) -> Result<Bundl
 }
 
 /// `image` → `image_embeddings`, `patch_embeddings`, `image_embedding`.
-fn encoder_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
+fn encoder_graph(recipe: &Recipe, weights: &Weights, storage: Storage) -> Vec<u8> {
     let config = recipe.merged();
-    let recorder = Recorder::new(weights, Storage::Half);
+    let recorder = Recorder::new(weights, storage);
     let image = recorder.input("image", &[1, 3, config.sam.image_size, config.sam.image_size]);
     let outputs = encode(&recorder, &config, &image);
     recorder.finish(
@@ -137,10 +138,10 @@ fn encoder_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
 }
 
 /// Prompts on one image's embeddings → `low_res_logits`, `iou_predictions`.
-fn decoder_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
+fn decoder_graph(recipe: &Recipe, weights: &Weights, storage: Storage) -> Vec<u8> {
     let sam = &recipe.sam;
     let (q, n, g) = (recipe.export.prompts, recipe.export.points, sam.grid());
-    let recorder = Recorder::new(weights, Storage::Half);
+    let recorder = Recorder::new(weights, storage);
     let embeddings = recorder.input("image_embeddings", &[1, sam.out_chans, g, g]);
     let prompts = Prompts {
         coords: recorder.input("point_coords", &[q, n, 2]),
@@ -155,8 +156,8 @@ fn decoder_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
 }
 
 /// `token_ids` → `text_embedding`.
-fn text_graph(recipe: &Recipe, weights: &Weights) -> Vec<u8> {
-    let recorder = Recorder::new(weights, Storage::Half);
+fn text_graph(recipe: &Recipe, weights: &Weights, storage: Storage) -> Vec<u8> {
+    let recorder = Recorder::new(weights, storage);
     let tokens = recorder.tokens("token_ids", recipe.export.texts, recipe.text.context_length);
     let features = clip::encode_text(
         &recorder,

@@ -2,7 +2,8 @@
 //!
 //! The model is written once over [`ops::Ops`] ([`model`]); [`autodiff`] computes it with gradients and
 //! [`onnx`] records it. [`teachers`] makes small SAM and CLIP teachers from labelled data, [`distill`] merges
-//! two teachers into one encoder (paper, stages 1 and 2), `export` writes the bundle that the daemon reads.
+//! two teachers into one encoder (paper, stages 1 and 2), `export` writes the bundle that the daemon reads,
+//! [`quantize`] adds its fp16 and int8 variants.
 //! A stage is a [`session::Session`]: it resumes where it was killed.
 
 pub mod autodiff;
@@ -20,6 +21,7 @@ pub mod model;
 pub mod onnx;
 pub mod ops;
 pub mod optimizer;
+pub mod quantize;
 pub mod recipe;
 pub mod run;
 pub mod sam_loss;

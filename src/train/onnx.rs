@@ -28,6 +28,29 @@ pub enum Storage {
     Half,
 }
 
+impl Storage {
+    /// Name of the variant in a bundle.
+    #[must_use]
+    pub fn variant(self) -> &'static str {
+        match self {
+            Self::Single => "fp32",
+            Self::Half => "fp16-stored",
+        }
+    }
+}
+
+impl std::str::FromStr for Storage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "fp32" => Ok(Self::Single),
+            "fp16" => Ok(Self::Half),
+            _ => Err(format!("found {text:?}, expected fp16 or fp32")),
+        }
+    }
+}
+
 /// A value of the recorded graph.
 #[derive(Clone, Debug)]
 pub struct Node {

@@ -57,6 +57,7 @@ pub fn write(dir: &Path) -> Bundle {
             text_encoder: "text_encoder.onnx".into(),
             relative_error: Default::default(),
             mean_iou_change: None,
+            measured: None,
         }],
         source: vec![Source {
             name: "written by a test".into(),
