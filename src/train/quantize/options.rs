@@ -90,7 +90,8 @@ pub struct Options {
     /// Most runs of each graph for trials; where layers are too many for it, they are tried by block; 0 tries nothing.
     #[arg(long, default_value_t = 400)]
     pub max_runs: usize,
-    /// Overall relative error that 8-bit layers of one graph may add up to in the first plan.
+    /// Overall relative error that 8-bit layers of one graph may add up to in the first plan; a graph far beyond it
+    /// starts at three quarters of what all its layers add up to.
     #[arg(long, default_value_t = 0.01)]
     pub target_error: f64,
     /// Plans to measure, each with half the error of the one before, until the gate lets one pass.

@@ -137,7 +137,20 @@ impl Trials<'_> {
     }
 }
 
+/// Share of the effect of everything in 8 bits that the first plan leaves at least: without it, a large model whose
+/// every block is beyond the wanted error would start with nothing in 8 bits at all.
+const FIRST_SHARE: f64 = 0.75;
+
 impl Sensitivity {
+    /// The error that the plan of `round` (0 first) may add up to: `wanted`, or most of what all units add up to if that
+    /// is more; half of it in every further round.
+    #[must_use]
+    pub fn target(&self, wanted: f64, round: usize) -> f64 {
+        let finite = self.units.iter().map(|(_, e)| e * e).filter(|e| e.is_finite());
+        let first = wanted.max(FIRST_SHARE * finite.sum::<f64>().sqrt());
+        first / 2_f64.powi(i32::try_from(round).unwrap_or(i32::MAX))
+    }
+
     /// Units to compute in float so that the others' effects stay within `target` together.
     #[must_use]
     pub fn kept_in_float(&self, target: f64) -> Vec<&Unit> {
@@ -239,6 +252,8 @@ mod tests {
                 .map(|u| u.name.as_str())
                 .collect::<Vec<_>>()
         };
+        assert!((found.target(0.01, 0) - 0.0375).abs() < 1e-9 && (found.target(0.01, 1) - 0.01875).abs() < 1e-9);
+        assert_eq!(found.target(0.1, 1), 0.05);
         assert_eq!(kept(0.051), ["a"]);
         assert_eq!(kept(0.049), ["a", "b"]);
         assert_eq!(kept(0.01), ["a", "b", "c"]);

@@ -177,16 +177,16 @@ impl Work<'_> {
             let sensitivity = trials.search(self.options.calibration, self.options.max_runs)?;
             report.sensitivity.push((kind, sensitivity));
         }
-        let (mut target, mut last): (f64, Option<(Row, Staged)>) = (self.options.target_error, None);
+        let mut last: Option<(Row, Staged)> = None;
         for round in 0..self.options.rounds.max(1) {
-            let staged = self.plan(statistics, &report.sensitivity, target)?;
+            let staged = self.plan(statistics, &report.sensitivity, round)?;
             let unchanged = last
                 .as_ref()
                 .is_some_and(|(row, _)| row.float_layers == staged.float_layers);
             if !unchanged {
                 let row = self.judge(Variant::Int8, &staged, reference, report)?;
                 tracing::info!(
-                    round, target, float_layers = row.float_layers.len(), iou_change = ?row.loss.iou_change(),
+                    round, float_layers = row.float_layers.len(), iou_change = ?row.loss.iou_change(),
                     ranking_changed = row.loss.ranking_changed, objections = ?row.objections, "int8 measured"
                 );
                 let passed = row.objections.is_empty();
@@ -195,7 +195,6 @@ impl Work<'_> {
                     break;
                 }
             }
-            target /= 2.0;
         }
         let Some((row, staged)) = last else {
             return Err(QuantizeError::NoReference);
@@ -219,12 +218,12 @@ impl Work<'_> {
         }
     }
 
-    /// Stages int8 graphs whose layers' effects stay within `target` per graph.
+    /// Stages int8 graphs whose layers' effects stay within the target of `round` per graph.
     fn plan(
         &self,
         statistics: &Statistics,
         sensitivity: &[(GraphKind, Sensitivity)],
-        target: f64,
+        round: usize,
     ) -> Result<Staged, QuantizeError> {
         let mut float_layers = Vec::new();
         let mut staged = self.stage(Variant::Int8, |kind| {
@@ -233,7 +232,7 @@ impl Work<'_> {
             let Some((statistics, (_, sensitivity))) = found else {
                 return Ok(formats::fp16_stored(file));
             };
-            let kept = sensitivity.kept_in_float(target);
+            let kept = sensitivity.kept_in_float(sensitivity.target(self.options.target_error, round));
             let in_float = |weight: &String| kept.iter().any(|u| u.weights.contains(weight));
             let layers = statistics.layers.iter().filter(|l| in_float(&l.weight));
             float_layers.extend(layers.map(|l| format!("{}: {}", kind.name(), l.name())));
