@@ -182,6 +182,7 @@ impl RunArguments {
 }
 
 fn main() -> Result<()> {
+    samclip::runtime::forbid_telemetry();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
