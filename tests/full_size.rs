@@ -111,6 +111,8 @@ fn sam_vit_b_and_openclip_vit_l_14_become_a_bundle_that_segments() {
             &bundle,
             "--runtime",
             "ort",
+            "--threads",
+            "2",
             "--query",
             "person",
             "--out",
@@ -163,6 +165,7 @@ fn the_other_published_sizes_are_recognised_and_fit() {
         let said = train(&["import", "--sam", file]);
         assert!(said.contains(&format!("{values} values")), "{name}: {said}");
     }
+    std::fs::remove_file(&path).unwrap();
     let path = folder.path().join("open_clip_model.safetensors");
     let file = path.to_str().unwrap();
     formula::write_safetensors(create(&path), &inventory::clip(&ClipConfig::named("ViT-B-16").unwrap()));

@@ -58,6 +58,24 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
 }
 
 #[test]
+fn the_last_stage_takes_masks_of_a_sam_teacher_that_saw_another_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let mut recipe = Recipe::read(&path).unwrap();
+    recipe.losses.labelled = 0.0;
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    let output = train(&[
+        "adapt",
+        "--recipe",
+        path.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(out.join("adapt.safetensors").is_file());
+}
+
+#[test]
 fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
     let folder = tempfile::tempdir().unwrap();
     let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));

@@ -280,6 +280,10 @@ fn architecture<T: serde::de::DeserializeOwned>(
 }
 
 fn import(arguments: &ImportArguments) -> Result<()> {
+    if let Some(out) = &arguments.out {
+        let named = out.extension().is_some_and(|e| e == "safetensors");
+        anyhow::ensure!(named, "--out {}: expected a name ending in .safetensors", out.display());
+    }
     let (weights, kind, config) = match (&arguments.checkpoint.sam, &arguments.checkpoint.clip) {
         (Some(path), _) => {
             let wanted = architecture(arguments, SamConfig::named, &names::SAM)?;

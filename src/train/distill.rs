@@ -36,7 +36,8 @@ const ADAPT: u64 = 5;
 
 /// Frozen teachers: held in their own type, without a tape, so that they cannot be trained by mistake.
 pub struct Teachers {
-    sam: Graph<Flex>,
+    sam: Weights,
+    sam_config: SamConfig,
     clip: Graph<Flex>,
     /// Text embeddings of names by the CLIP teacher's tower.
     pub text: TextBank,
@@ -44,16 +45,24 @@ pub struct Teachers {
 }
 
 impl Teachers {
-    /// Teachers from their weights.
+    /// Teachers of `recipe` from their weights.
     #[must_use]
-    pub fn new(sam: &Weights, clip: &Weights, text: TextBank, tokenizer: Tokenizer) -> Self {
-        let device = Default::default();
+    pub fn new(recipe: &Recipe, sam: Weights, clip: &Weights, text: TextBank, tokenizer: Tokenizer) -> Self {
         Self {
-            sam: Graph::new(sam, device),
-            clip: Graph::new(clip, device),
+            sam,
+            sam_config: recipe.sam.clone(),
+            clip: Graph::new(clip, Default::default()),
             text,
             tokenizer,
         }
+    }
+
+    /// The SAM teacher for pictures of the size of `config`.
+    fn sam_at(&self, config: &SamConfig) -> Graph<Flex> {
+        Graph::new(
+            &resize::positions(&self.sam, &self.sam_config, config),
+            Default::default(),
+        )
     }
 }
 
@@ -168,11 +177,11 @@ pub fn adapt(
     let rate = |name: &str| match name {
         _ if name.starts_with("clip_head.") => 1.0,
         _ if name.starts_with("mask_decoder.") => adapt.mask_decoder_rate,
-        _ if name.starts_with("image_encoder.") => adapt.stage.backbone_rate,
+        _ if name.starts_with("image_encoder.") => adapt.backbone_rate,
         _ => 0.0,
     };
     let mut session = folder.session(recipe, StageName::Adapt, || {
-        resize::positions(&distilled, &recipe.merged(), &adapted.merged())
+        resize::positions(&distilled, &recipe.sam, &adapted.sam)
     })?;
     let step = Steps {
         stage: &adapt.stage,
@@ -211,6 +220,7 @@ fn run(
     } = steps;
     let config = recipe.merged();
     let (sam, side) = (&config.sam, config.sam.image_size);
+    let sam_teacher = (recipe.losses.labelled < 1.0).then(|| teachers.sam_at(sam));
     let base = feed.names();
     let name_weights = name_weights(feed);
     let patches = if sam.grid() > config.clip_head.max_grid {
@@ -295,11 +305,11 @@ fn run(
             if let Some(logits) = &scores {
                 prompts_from_scores(&mut input, logits, patches, sam, own_points);
             }
-            if recipe.losses.labelled < 1.0 {
-                let image = teachers.sam.input(pixels, &[b, 3, side, side]);
-                let embeddings = encoder::neck(&teachers.sam, sam, &encoder::tokens(&teachers.sam, sam, &image));
-                let (masks, _) = sam_loss::decode(&teachers.sam, sam, &embeddings, &input.prompts);
-                mix_teacher(&mut input.prompts, &teachers.sam.values(&masks), recipe.losses.labelled);
+            if let Some(teacher) = &sam_teacher {
+                let image = teacher.input(pixels, &[b, 3, side, side]);
+                let embeddings = encoder::neck(teacher, sam, &encoder::tokens(teacher, sam, &image));
+                let (masks, _) = sam_loss::decode(teacher, sam, &embeddings, &input.prompts);
+                mix_teacher(&mut input.prompts, &teacher.values(&masks), recipe.losses.labelled);
             }
             let embeddings = encoder::neck(graph, sam, &tokens);
             let (loss, iou) = sam_loss::loss(graph, sam, &embeddings, &input.prompts, &recipe.losses);

@@ -107,7 +107,7 @@ pub struct Stage {
     pub batch: usize,
     /// Highest learning rate.
     pub learning_rate: f32,
-    /// Factor on the learning rate of backbone and SAM head (the paper: 0.1).
+    /// Stage 2: factor on the learning rate of backbone and SAM head (the paper: 0.1).
     #[serde(default = "one")]
     pub backbone_rate: f32,
     /// Steps of linear warm-up.
@@ -118,7 +118,7 @@ pub struct Stage {
 }
 
 /// Stage 3: resolution adaptation. The paper trains the CLIP head alone (`mask_decoder_rate` and
-/// `stage.backbone_rate` 0).
+/// `backbone_rate` 0).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Adapt {
@@ -131,7 +131,10 @@ pub struct Adapt {
     /// scores, and the scores as mask prompt; 0-1.
     #[serde(default)]
     pub own_prompts: f64,
-    /// Steps and rates.
+    /// Departure: factor on the learning rate of backbone and neck.
+    #[serde(default)]
+    pub backbone_rate: f32,
+    /// Steps, batch and rate.
     pub stage: Stage,
 }
 
@@ -246,7 +249,8 @@ impl Recipe {
             .unwrap_or(0);
         let size = |side: usize| side >= 32 && side.is_multiple_of(16);
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
-        let rules: [(&'static str, bool, String, String); 11] = [
+        let pools = |side: usize| side / 16 <= self.clip_head.max_grid || (side / 16).is_multiple_of(2);
+        let rules: [(&'static str, bool, String, String); 14] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -264,6 +268,27 @@ impl Recipe {
                 size(adapted),
                 adapted.to_string(),
                 "a multiple of 16, at least 32".into(),
+            ),
+            (
+                "clip_head.max_grid",
+                pools(sam.image_size) && pools(adapted),
+                format!(
+                    "{} for pictures of {} and {adapted} px",
+                    self.clip_head.max_grid, sam.image_size
+                ),
+                "at least image_size / 16, or an even image_size / 16, which is halved".into(),
+            ),
+            (
+                "sam.window_size",
+                sam.window_size > 0 || (0..sam.depth).all(|i| sam.global_attn_indexes.contains(&i)),
+                sam.window_size.to_string(),
+                "at least 1 where not every block is global".into(),
+            ),
+            (
+                "losses.region_text",
+                self.losses.region_text > 0.0 || self.adapt.as_ref().is_none_or(|a| a.own_prompts == 0.0),
+                self.losses.region_text.to_string(),
+                "above 0 with adapt.own_prompts, whose prompts come from its scores".into(),
             ),
             (
                 "adapt.own_prompts",
@@ -406,16 +431,31 @@ mod tests {
     }
 
     #[test]
-    fn an_impossible_size_of_the_last_stage_is_refused_by_name() {
+    fn values_that_do_not_go_together_are_refused_by_name() {
+        type Spoil = fn(&mut Recipe);
+        let cases: [(Spoil, &str); 4] = [
+            (
+                |r| r.adapt.as_mut().unwrap().image_size = 100,
+                "adapt.image_size: found 100, expected a multiple of 16",
+            ),
+            (
+                |r| r.adapt.as_mut().unwrap().image_size = 528,
+                "clip_head.max_grid: found 32 for pictures of 224 and 528 px",
+            ),
+            (
+                |r| (r.sam.window_size, r.sam.global_attn_indexes) = (0, vec![1]),
+                "sam.window_size: found 0",
+            ),
+            (|r| r.losses.region_text = 0.0, "losses.region_text: found 0"),
+        ];
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");
-        let mut recipe = shipped();
-        recipe.adapt.as_mut().unwrap().image_size = 100;
-        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
-        let error = Recipe::read(&path).unwrap_err().to_string();
-        assert!(
-            error.contains("adapt.image_size: found 100, expected a multiple of 16"),
-            "{error}"
-        );
+        for (spoil, expected) in cases {
+            let mut recipe = shipped();
+            spoil(&mut recipe);
+            std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+            let error = Recipe::read(&path).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

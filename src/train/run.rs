@@ -68,17 +68,19 @@ impl Run {
             [] => None,
             patterns => Some(open_data(patterns)?),
         };
-        let mut data = dataset
+        let data = dataset
             .as_ref()
             .map_or_else(|| "drawn scenes".into(), Dataset::fingerprint);
+        let mut teachers = String::new();
         for (name, file) in [("SAM", &options.sam), ("CLIP", &options.clip)] {
             if let Some(file) = file {
-                data.push_str(&format!(", {name} teacher {}", hash_file(file)?));
+                teachers.push_str(&format!(", {name} teacher {}", hash_file(file)?));
             }
         }
         let folder = RunFolder {
             path: options.out,
             data,
+            teachers,
         };
         Ok(Self {
             tokenizer: Tokenizer::shortened(recipe.merges)?,
@@ -108,7 +110,8 @@ impl Run {
         };
         let text = TextBank::new(&clip, recipe.merged(), self.tokenizer.clone());
         let student = distill::student(recipe, &sam, &clip);
-        Ok((Teachers::new(&sam, &clip, text, self.tokenizer.clone()), student))
+        let teachers = Teachers::new(recipe, sam, &clip, text, self.tokenizer.clone());
+        Ok((teachers, student))
     }
 
     /// Stage 1, after the teachers.
@@ -162,7 +165,7 @@ pub fn untrained(recipe: &Recipe, sam: &Path, clip: &Path) -> Result<Weights> {
     let student = distill::student(recipe, &sam, &clip);
     Ok(match &recipe.adapt {
         None => student,
-        Some(_) => resize::positions(&student, &recipe.merged(), &recipe.adapted().merged()),
+        Some(_) => resize::positions(&student, &recipe.sam, &recipe.adapted().sam),
     })
 }
 

@@ -69,13 +69,68 @@ pub struct Identity {
     pub data: String,
 }
 
+impl Identity {
+    /// What differs from `other`, as both sides have it: the data, or the keys of the recipe.
+    fn difference(&self, other: &Self) -> Option<(String, String)> {
+        if self.data != other.data {
+            return Some((format!("data {:?}", self.data), format!("data {:?}", other.data)));
+        }
+        if self.recipe == other.recipe {
+            return None;
+        }
+        let [ours, theirs] = [&self.recipe, &other.recipe].map(|text| keys(text));
+        let only = |a: &BTreeMap<String, String>, b: &BTreeMap<String, String>| {
+            let lines = a.iter().filter(|(k, v)| b.get(*k) != Some(v));
+            let lines: Vec<String> = lines.map(|(k, v)| format!("{k} = {v}")).collect();
+            format!(
+                "recipe with {}",
+                if lines.is_empty() {
+                    "nothing more".into()
+                } else {
+                    lines.join(", ")
+                }
+            )
+        };
+        Some((only(&ours, &theirs), only(&theirs, &ours)))
+    }
+}
+
+/// Dotted keys of a TOML text and their values; a text that is none is one key.
+fn keys(text: &str) -> BTreeMap<String, String> {
+    fn flatten(prefix: &str, table: &toml::Table, out: &mut BTreeMap<String, String>) {
+        for (key, value) in table {
+            let name = if prefix.is_empty() {
+                key.clone()
+            } else {
+                format!("{prefix}.{key}")
+            };
+            match value {
+                toml::Value::Table(inner) => flatten(&name, inner, out),
+                other => {
+                    out.insert(name, other.to_string());
+                }
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    match text.parse::<toml::Table>() {
+        Ok(table) => flatten("", &table, &mut out),
+        Err(_) => {
+            out.insert("text".into(), format!("{text:?}"));
+        }
+    }
+    out
+}
+
 /// Where a run keeps its checkpoints, and the data it is made from.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
     /// The folder.
     pub path: PathBuf,
-    /// Fingerprint of the data.
+    /// Fingerprint of the photos.
     pub data: String,
+    /// Fingerprint of the teachers that are somebody's checkpoints; empty where the recipe trains both.
+    pub teachers: String,
 }
 
 impl RunFolder {
@@ -95,9 +150,13 @@ impl RunFolder {
         stage: StageName,
         initial: impl FnOnce() -> Weights,
     ) -> Result<Session, SessionError> {
+        let data = match stage {
+            StageName::TeachSam | StageName::TeachClip => self.data.clone(),
+            _ => format!("{}{}", self.data, self.teachers),
+        };
         let identity = Identity {
             recipe: recipe.deciding(stage),
-            data: self.data.clone(),
+            data,
         };
         Session::open(&self.checkpoint(stage), stage.checkpoint(), identity, initial)
     }
@@ -146,12 +205,12 @@ impl Session {
         }
         let metadata = weights::read_metadata(&path)?;
         let field = |key: &str| metadata.get(key).cloned().unwrap_or_default();
-        let Identity { recipe, data } = &session.identity;
-        for (key, expected) in [("recipe", recipe), ("data", data)] {
-            if field(key) != *expected {
-                let (found, expected) = (format!("{key} {:?}", field(key)), format!("{key} {expected:?}"));
-                return Err(SessionError::OtherRun { path, found, expected });
-            }
+        let found = Identity {
+            recipe: field("recipe"),
+            data: field("data"),
+        };
+        if let Some((found, expected)) = found.difference(&session.identity) {
+            return Err(SessionError::OtherRun { path, found, expected });
         }
         let step = field("step").parse().unwrap_or(0);
         let (state, weights): (Weights, Weights) = weights::read(&path)?
@@ -326,7 +385,7 @@ mod tests {
 
     fn identity(recipe: &str) -> Identity {
         Identity {
-            recipe: recipe.into(),
+            recipe: format!("name = \"x\"\nseed = {recipe}"),
             data: "none".into(),
         }
     }
@@ -356,7 +415,7 @@ mod tests {
             warmup: 10,
             prompts: 0,
         };
-        let mut session = Session::open(&checkpoint(folder), "test", identity("a"), initial)?;
+        let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
         session.run(
             &stage,
             &AdamWConfig::default(),
@@ -384,7 +443,7 @@ mod tests {
             run(stopped.path(), Some(120)),
             Err(SessionError::NotFinite { step: 120, .. })
         ));
-        let resumed = Session::open(&checkpoint(stopped.path()), "test", identity("a"), || {
+        let resumed = Session::open(&checkpoint(stopped.path()), "test", identity("1"), || {
             unreachable!("there is a checkpoint")
         });
         assert_eq!(resumed.unwrap().step(), 100);
@@ -395,14 +454,12 @@ mod tests {
     fn a_checkpoint_of_another_recipe_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         run(folder.path(), None).unwrap();
-        let error = Session::open(&checkpoint(folder.path()), "test", identity("b"), initial)
+        let error = Session::open(&checkpoint(folder.path()), "test", identity("2"), initial)
             .err()
             .unwrap()
             .to_string();
-        assert!(
-            error.contains("recipe") && error.contains("choose another folder"),
-            "{error}"
-        );
+        let expected = "made from recipe with seed = 1, this run is recipe with seed = 2; choose another folder";
+        assert!(error.contains(expected), "{error}");
     }
 
     #[test]
@@ -412,7 +469,7 @@ mod tests {
         let path = checkpoint(folder.path());
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let error = Session::open(&checkpoint(folder.path()), "test", identity("a"), initial)
+        let error = Session::open(&checkpoint(folder.path()), "test", identity("1"), initial)
             .err()
             .unwrap()
             .to_string();

@@ -3,19 +3,19 @@
 //! The model resizes its tables at run time where the input differs from its native size ([`super::encoder`],
 //! [`super::attention`]); this does the same to the weights themselves, before training or exporting at that size.
 
+use super::SamConfig;
 use super::position::{bicubic_matrix, linear_matrix};
-use super::{MergedConfig, SamConfig};
 use crate::train::weights::{Values, Weights};
 
-/// The weights of `from` as a model of `to`, which differs in `sam.image_size` alone: the absolute table by bicubic
+/// The weights of `from`, a SAM or the merged model around it, for `to`, which differs in `image_size` alone: the absolute table by bicubic
 /// interpolation, the relative tables of global attention by linear interpolation, everything else as it is.
 #[must_use]
-pub fn positions(weights: &Weights, from: &MergedConfig, to: &MergedConfig) -> Weights {
-    let (old, new) = (from.sam.grid(), to.sam.grid());
+pub fn positions(weights: &Weights, from: &SamConfig, to: &SamConfig) -> Weights {
+    let (old, new) = (from.grid(), to.grid());
     let resized = |name: &str, values: &Values| {
         if name == "image_encoder.pos_embed" {
             absolute(values, old, new)
-        } else if name.contains(".rel_pos_") && is_global(name, &from.sam) {
+        } else if name.contains(".rel_pos_") && is_global(name, from) {
             relative(values, 2 * new - 1)
         } else {
             values.clone()
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
     use crate::train::autodiff::Graph;
     use crate::train::initial;
-    use crate::train::model::{encode, inventory};
+    use crate::train::model::{MergedConfig, encode, inventory};
     use crate::train::recipe::Recipe;
 
     /// A model whose windows stay as they are and whose global tables change.
@@ -111,7 +111,7 @@ mod tests {
             let out = encode(&graph, config, &graph.input(image.clone(), &[1, 3, 160, 160]));
             graph.values(&out.patch_embeddings)
         };
-        let resized = positions(&weights, &from, &to);
+        let resized = positions(&weights, &from.sam, &to.sam);
         crate::train::weights::check(&resized, &inventory::merged(&to), "the resized weights").unwrap();
         let (by_model, by_us) = (run(&weights, &from), run(&resized, &to));
         let worst = by_model

@@ -3,8 +3,9 @@
 //! *fp16-stored* keeps large weights as fp16 behind a Cast that every runtime folds at load; the arithmetic stays fp32.
 //! *fp16-compute* is a true fp16 graph for CUDA and TensorRT with an fp32 boundary. It keeps in fp32 what loses there:
 //! normalisations and sums of squares (LayerNormalization, ReduceSum, Sqrt, Div), Softmax, the sine and cosine of
-//! pixel positions, comparisons of whole numbers (token ids reach 49,407, fp16 counts to 2,048), and whatever touched
-//! magnitudes above [`LARGEST_HALF`] on the calibration photos.
+//! pixel positions, comparisons of whole numbers (token ids reach 49,407, fp16 counts to 2,048), and layers whose input
+//! reached magnitudes above [`LARGEST_HALF`] on the calibration photos (the inputs that calibration sees: those of
+//! products with weights, convolutions and LayerNormalization).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -7,8 +7,8 @@
 //! Works on the bundle's ONNX files alone. The reference is the variant `fp32` if the bundle has it, else its first
 //! variant that computes in fp32. Everything is run by the daemon's runtime (ONNX Runtime on the CPU; tract, where its
 //! library is missing, measures fp16-stored only). Calibration and trials see training photos, the gate validation
-//! photos. One engine is open at a time and no activation is kept: peak memory is that of one encoder session, one copy
-//! of the largest graph and at most 800 MiB of inner tensors.
+//! photos. One engine is open at a time and no activation is kept: peak memory is that of one encoder session, three copies
+//! of the largest graph (as read, as changed, as bytes) and at most 800 MiB of inner tensors.
 
 pub mod calibrate;
 mod error;

@@ -41,6 +41,8 @@ impl Staging {
             let (from, to) = (bundle.dir.join(&name), out.join(&name));
             fs::copy(&from, &to).map_err(QuantizeError::io(&to))?;
         }
+        // A whole bundle from the start, whatever becomes of the new variants.
+        bundle.manifest.clone().write(out)?;
         Ok(staging)
     }
 

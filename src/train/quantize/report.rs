@@ -59,8 +59,8 @@ impl Report {
             .collect();
         (!refused.is_empty()).then(|| {
             format!(
-                "{}; the bundle is as it was without it. Calibrate on more photos (--calibration-photos), keep more in \
-                 float (--target-error), or write it all the same with --force",
+                "{}; the bundle is as it was without it. Calibrate on more photos (--calibration-photos), let it \
+                 keep more in float (more --rounds), or write it all the same with --force",
                 refused.join("\n")
             )
         })

@@ -93,22 +93,22 @@ impl Runner {
             notes: Vec::new(),
             nodes: BTreeMap::new(),
         };
-        let files = files.to_vec();
-        let (manifest, options, taps) = (bundle.manifest.clone(), self.options.clone(), taps.clone());
-        let engine = open_with(bundle, opened, move |kind, _| {
-            let Some((_, path)) = files.iter().find(|(k, _)| *k == kind) else {
-                return Ok(Box::new(Closed(kind)));
-            };
-            let mut spec = manifest.graph_spec(kind);
+        // Opened here and now, the text encoder too, which an engine opens late: the caller may remove the files then.
+        let mut sessions = Vec::new();
+        for (kind, path) in files {
+            let mut spec = bundle.manifest.graph_spec(*kind);
             // shapes of inner tensors are not known here; the session hands them out with the values
             spec.outputs
                 .extend(taps.tensors.iter().map(|t| TensorSpec::f32(&tap(t), &[])));
-            let inner = open_graph(path, &spec, &options)?;
-            Ok(Box::new(Tapped {
-                inner,
-                spec,
-                taps: taps.clone(),
-            }))
+            let inner = open_graph(path, &spec, &self.options)?;
+            let taps = taps.clone();
+            sessions.push((*kind, Tapped { inner, spec, taps }));
+        }
+        let engine = open_with(bundle, opened, move |kind, _| {
+            Ok(match sessions.iter().position(|(k, _)| *k == kind) {
+                Some(at) => Box::new(sessions.swap_remove(at).1),
+                None => Box::new(Closed(kind)),
+            })
         })?;
         Ok(engine)
     }

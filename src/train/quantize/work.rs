@@ -19,6 +19,7 @@ use super::{formats, gate};
 use crate::contract::{Bundle, BundleError, Compute, GraphKind, Manifest, Measured, Precision};
 use crate::runtime::RuntimeError;
 use crate::train::eval::EvalError;
+use crate::vision::query::QueryError;
 
 /// One run's inputs.
 pub(super) struct Work<'a> {
@@ -95,7 +96,11 @@ impl Work<'_> {
             report.rows.push(row);
         }
         report.peak_mib = timing::own_peak().ok();
-        report.timings = self.timings(&manifest)?;
+        // The variants are written by now: timings that fail must not cost the report.
+        match self.timings(&manifest) {
+            Ok(timings) => report.timings = timings,
+            Err(error) => tracing::warn!(%error, "encoders are not timed; the variants are written all the same"),
+        }
         Ok(report)
     }
 
@@ -143,7 +148,9 @@ impl Work<'_> {
         };
         let loss = match loss {
             // values that are not finite are the variant's fault, and the gate's business
-            Err(QuantizeError::Eval(EvalError::Runtime(RuntimeError::Features(_)))) => Loss::unusable(&self.unseen),
+            Err(QuantizeError::Eval(
+                EvalError::Runtime(RuntimeError::Features(_)) | EvalError::Query(QueryError::NoMean { .. }),
+            )) => Loss::unusable(&self.unseen),
             other => other?,
         };
         let sum = |bytes: [usize; 3]| bytes.iter().sum::<usize>() as f64;

@@ -122,11 +122,18 @@ pub(super) fn write(path: &Path, weights: &Weights, metadata: &BTreeMap<String, 
     let views = weights.iter().map(|(name, values)| (name.as_str(), Written(values)));
     let metadata = Some(metadata.clone().into_iter().collect());
     let partial = path.with_extension("partial");
-    safetensors::serialize_to_file(views, metadata, &partial).map_err(|e| WeightsError::Io {
-        path: partial.clone(),
-        source: std::io::Error::other(e.to_string()),
-    })?;
-    std::fs::rename(&partial, path).map_err(io(path))
+    let written = safetensors::serialize_to_file(views, metadata, &partial)
+        .map_err(|e| std::io::Error::other(e.to_string()))
+        .and_then(|()| File::open(&partial)?.sync_all())
+        .and_then(|()| std::fs::rename(&partial, path));
+    written.map_err(|source| {
+        // Gigabytes of half a file would keep a full disk full.
+        let _ = std::fs::remove_file(&partial);
+        WeightsError::Io {
+            path: path.into(),
+            source,
+        }
+    })
 }
 
 #[cfg(test)]
