@@ -20,6 +20,8 @@ mod ort_backend;
 #[cfg(feature = "ort")]
 mod ort_library;
 pub mod precision;
+#[cfg(feature = "ort")]
+mod profile_folder;
 pub mod progress;
 pub mod proof;
 #[cfg(feature = "ort")]
