@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -93,6 +94,18 @@ pub enum Contents {
 
 /// Every engine file of a folder with size and hash; markers and timing caches are none.
 pub(super) fn engines(folder: &Path) -> io::Result<BTreeMap<String, Entry>> {
+    of_each(folder, entry_of)
+}
+
+/// Every engine file of a folder with size and time of its last change: cheap, and enough to see that one was written.
+pub(super) fn stamps(folder: &Path) -> io::Result<BTreeMap<String, (u64, SystemTime)>> {
+    of_each(folder, |path| {
+        let metadata = fs::metadata(path)?;
+        Ok((metadata.len(), metadata.modified()?))
+    })
+}
+
+fn of_each<T>(folder: &Path, look: impl Fn(&Path) -> io::Result<T>) -> io::Result<BTreeMap<String, T>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -102,9 +115,15 @@ pub(super) fn engines(folder: &Path) -> io::Result<BTreeMap<String, Entry>> {
         if name.starts_with(MARKER) || path.extension().is_some_and(|e| e == TIMING) || !path.is_file() {
             continue;
         }
-        found.insert(name, entry_of(&path)?);
+        found.insert(name, look(&path)?);
     }
     Ok(found)
+}
+
+/// The files that a folder's marker names; `None` if it cannot be read.
+pub(super) fn sealed(folder: &Path) -> Option<BTreeMap<String, Entry>> {
+    let marker: Marker = toml::from_str(&fs::read_to_string(folder.join(MARKER)).ok()?).ok()?;
+    Some(marker.files)
 }
 
 /// Compares a folder with its marker and the key.
