@@ -15,8 +15,7 @@ use std::time::SystemTime;
 use sha2::{Digest, Sha256};
 use tracing::{debug, warn};
 
-use crate::contract::{Bundle, sha256_hex};
-use crate::runtime::whole_file::write_whole;
+use crate::contract::{Bundle, sha256_hex, write_whole};
 use crate::text::templates::TEMPLATES;
 
 /// First bytes of an entry; the last one is the version.

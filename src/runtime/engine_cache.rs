@@ -23,8 +23,7 @@ use super::RuntimeError;
 pub use super::engine_marker::{Contents, EngineKey, MARKER, examine};
 use super::engine_marker::{Entry, TIMING, engines, seal, sealed, stamps};
 use super::progress::{Progress, Stage};
-use super::whole_file::write_whole;
-use crate::contract::sha256_hex;
+use crate::contract::{sha256_hex, write_whole};
 
 /// Folders kept of one bundle, and of all bundles together, the one in use included.
 const KEPT: (usize, usize) = (3, 6);

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::whole_file::write_whole;
-use crate::contract::sha256_hex;
+use crate::contract::{BundleError, hash_file, sha256_hex, write_whole};
 
 /// Name of the marker.
 pub const MARKER: &str = "complete.toml";
@@ -176,20 +174,13 @@ pub fn examine(folder: &Path, key: &EngineKey) -> io::Result<Contents> {
     }
 }
 
-/// Size and hash, read in small parts: an engine may be larger than the memory that is free.
+/// Size and hash of one file.
 fn entry_of(path: &Path) -> io::Result<Entry> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 16], 0);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => {
-                hasher.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
-    let sha256 = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let bytes = fs::metadata(path)?.len();
+    let sha256 = hash_file(path).map_err(|error| match error {
+        BundleError::Io { source, .. } => source,
+        other => io::Error::other(other),
+    })?;
     Ok(Entry { bytes, sha256 })
 }
 

@@ -28,7 +28,6 @@ pub mod proof;
 mod providers;
 mod text_tower;
 mod tract_backend;
-pub mod whole_file;
 
 use std::collections::BTreeMap;
 
