@@ -388,9 +388,80 @@ fn doctor_reads_a_damaged_configuration_and_goes_on() {
 }
 
 #[test]
+fn doctor_makes_no_directory_and_leaves_no_probe() {
+    let bench = Bench::new();
+    let model = bench.path("model").display().to_string();
+    let doctor = |cache: &Path| {
+        let cache = cache.display().to_string();
+        bench.run(&["doctor", "--model", &model, "--runtime", "tract", "--cache-dir", &cache])
+    };
+    let cache = bench.path("deep/cache");
+    doctor(&cache).says(0, &["deep/cache: not there yet, can be made"]);
+    assert!(!bench.path("deep").exists());
+    std::fs::create_dir_all(&cache).unwrap();
+    doctor(&cache).says(0, &["deep/cache: 0 files"]);
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0);
+    std::fs::write(bench.path("file"), "").unwrap();
+    doctor(&bench.path("file/cache")).says(0, &["file/cache cannot be written"]);
+}
+
+/// Starts a command whose model never gets opened, and sends it a signal once its library is being loaded.
+#[cfg(feature = "ort")]
+fn interrupted(bench: &Bench, arguments: &[&str], signal: &str) -> Option<i32> {
+    let mark = bench.path("loading");
+    let _ = std::fs::remove_file(&mark);
+    let mut child = bench
+        .command(arguments)
+        .env("MARK", &mark)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    while !mark.exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "it does not load the library"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if started.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            panic!("{arguments:?} goes on after {signal}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(feature = "ort")]
+#[test]
+fn a_signal_ends_prepare_and_run_while_the_model_is_being_opened() {
+    let bench = Bench::new();
+    // As long as an engine's build, which cannot be interrupted either.
+    let slow = "#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n\
+                const void* OrtGetApiBase(void) { fclose(fopen(getenv(\"MARK\"), \"w\")); for (;;) pause(); }\n";
+    let library = bench.library("slow", slow);
+    let config = bench.config(&format!("engine = \"ort\"\nlibrary = {library:?}"), "");
+    for signal in ["-INT", "-TERM"] {
+        assert_eq!(
+            interrupted(&bench, &["prepare", "--config", &config], signal),
+            Some(130)
+        );
+        assert_eq!(interrupted(&bench, &["run", "--config", &config], signal), Some(0));
+    }
+}
+
+#[test]
 fn help_tells_where_the_library_is_looked_for() {
     let bench = Bench::new();
-    for command in ["prepare", "doctor", "run", "demo"] {
+    for command in ["prepare", "doctor", "run", "demo", "segment"] {
         bench
             .run(&[command, "--help"])
             .says(0, &["SAMCLIP_ORT_LIB, $ORT_DYLIB_PATH", "beside the program"]);

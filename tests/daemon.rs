@@ -155,14 +155,16 @@ fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
     tiny::write(dir.path());
     let frames = dir.path().join("frames");
     std::fs::create_dir(&frames).unwrap();
-    RgbImage::from_pixel(64, 48, Rgb([230, 20, 20]))
-        .save(frames.join("0.png"))
-        .unwrap();
+    // Two pictures at a rate: `online` must last, or the next retained value takes its place before it is sent.
+    for name in ["0.png", "1.png"] {
+        let picture = RgbImage::from_pixel(64, 48, Rgb([230, 20, 20]));
+        picture.save(frames.join(name)).unwrap();
+    }
     let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let address = broker.address();
     let text = format!(
-        "model = {:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{frames}\"\n\
-         [[camera]]\nid = \"gate\"\nsource = \"dir://{frames}\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        "model = {:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{frames}?fps=2\"\n\
+         [[camera]]\nid = \"gate\"\nsource = \"dir://{frames}?fps=2\"\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
         dir.path(),
         address.port(),
         frames = frames.display(),

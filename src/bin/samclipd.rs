@@ -26,6 +26,9 @@ use tracing_subscriber::EnvFilter;
 /// Exit code for a configuration that is refused (`sysexits.h`).
 const EX_CONFIG: u8 = 78;
 
+/// Exit code of a command that a signal ended.
+const INTERRUPTED: i32 = 130;
+
 /// Text in, masks out, on the camera.
 #[derive(Parser)]
 #[command(name = "samclipd", version)]
@@ -55,6 +58,7 @@ enum Command {
         looped: bool,
     },
     /// Segment pictures once: annotated PNG, one mask PNG per query, JSON.
+    #[command(after_help = SEARCH)]
     Segment {
         #[command(flatten)]
         model: ModelArgs,
@@ -96,7 +100,7 @@ enum Command {
     /// Say what was found of what the configured job needs, what is missing and what helps; exit code 0 if it can run.
     #[command(after_help = SEARCH)]
     Doctor {
-        /// Configuration file; without one, the default file if it exists, else the options below.
+        /// Configuration file; without one and without the options below, the default file if it exists.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "runtime", "provider", "precision"])]
         config: Option<PathBuf>,
         #[command(flatten)]
@@ -141,6 +145,14 @@ impl ModelArgs {
             Some(dir) => Ok(dir.clone()),
             None => find_model(DEFAULT_MODEL),
         }
+    }
+
+    /// Whether the model or what runs it is named, so that no configuration is meant.
+    fn says_how(&self) -> bool {
+        self.model.is_some()
+            || self.precision.is_some()
+            || self.runtime != Engine::Auto
+            || self.provider != Provider::Auto
     }
 
     fn options(&self) -> RuntimeOptions {
@@ -272,7 +284,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
                     queries: queries.iter().map(|q| QuerySpec::from_text(q)).collect(),
                 },
             };
-            prepare(&options, &clock, stop_on_signal()?.as_ref(), &mut table)?;
+            // May be killed at any moment: what is finished is kept, and nothing else counts.
+            watch_signals(|| std::process::exit(INTERRUPTED))?;
+            prepare(&options, &clock, &AtomicBool::new(false), &mut table)?;
         }
         Command::Doctor { config, model } => return Ok(doctor(&symptoms(config, &model), &mut table)?),
         Command::CheckConfig { config: path } => {
@@ -286,9 +300,9 @@ fn run(command: Command) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// What `doctor` looks at: the configuration named, or the default one if it is there, or the command line.
+/// What `doctor` looks at: the configuration named, else the command line if it says anything, else the default file.
 fn symptoms(config: Option<PathBuf>, model: &ModelArgs) -> DoctorOptions {
-    let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists() && model.model.is_none());
+    let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists() && !model.says_how());
     let config = config.or_else(default).map(|path| {
         let read = read_config(&path).map_err(|e| format!("{e:#}"));
         (path, read)
@@ -328,8 +342,19 @@ fn read_config(path: &Path) -> anyhow::Result<Config> {
 
 /// Becomes true at the first SIGINT or SIGTERM; a second one ends the program at once.
 fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
-    use tokio::signal::unix::{SignalKind, signal};
     let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    watch_signals(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED);
+        }
+    })?;
+    Ok(stop)
+}
+
+/// Calls `act` on a thread of its own at every SIGINT and SIGTERM; the first process of a container would get neither.
+fn watch_signals(mut act: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -338,21 +363,18 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
         let _guard = runtime.enter();
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
-    let flag = Arc::clone(&stop);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
-            for _ in 0..2 {
+            loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if flag.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130);
-                }
+                act();
             }
         });
     })?;
-    Ok(stop)
+    Ok(())
 }
 
 #[cfg(feature = "v4l2")]
@@ -378,4 +400,27 @@ fn list_cameras(table: &mut dyn Write) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_that_says_what_runs_the_model_is_not_overruled_by_the_default_file() {
+        for (arguments, says_how) in [
+            (&["doctor"][..], false),
+            (&["doctor", "--threads", "2"], false),
+            (&["doctor", "--provider", "tensorrt"], true),
+            (&["doctor", "--runtime", "tract"], true),
+            (&["doctor", "--precision", "int8"], true),
+            (&["doctor", "--model", "x"], true),
+        ] {
+            let cli = Cli::try_parse_from([&["samclipd"], arguments].concat()).unwrap();
+            let Command::Doctor { model, .. } = cli.command else {
+                panic!("{arguments:?}");
+            };
+            assert_eq!(model.says_how(), says_how, "{arguments:?}");
+        }
+    }
 }

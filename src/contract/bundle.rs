@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{FORMAT_VERSION, GraphKind, Manifest};
+use super::{FORMAT_VERSION, GraphKind, Manifest, write_whole};
 
 /// Name of the manifest in a bundle's directory.
 pub const MANIFEST_FILE: &str = "manifest.toml";
@@ -171,10 +171,7 @@ impl Manifest {
             path: path.clone(),
             message: e.to_string(),
         })?;
-        let partial = dir.join(".manifest.toml.partial");
-        std::fs::write(&partial, &text)
-            .and_then(|()| std::fs::rename(&partial, &path))
-            .map_err(|source| BundleError::Io { path, source })?;
+        write_whole(&path, text.as_bytes()).map_err(|source| BundleError::Io { path, source })?;
         Ok(Bundle {
             dir: dir.to_owned(),
             manifest: self,

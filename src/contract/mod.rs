@@ -9,6 +9,7 @@ mod bundle;
 mod manifest;
 mod tensors;
 mod validate;
+mod whole_file;
 
 pub use bundle::{Bundle, BundleError, MANIFEST_FILE, hash_file, sha256_hex};
 pub use manifest::{
@@ -16,3 +17,4 @@ pub use manifest::{
     Precision, Source, TextSpec,
 };
 pub use tensors::{Dtype, GraphKind, GraphSpec, TensorSpec};
+pub use whole_file::write_whole;

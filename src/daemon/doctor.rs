@@ -15,7 +15,7 @@ use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{self, Backend, RuntimeError, RuntimeOptions};
 
 use super::config::{Config, Mqtt};
-use super::prepare::{require_writable, size_of};
+use super::prepare::{size_of, try_writing};
 use super::run::sources;
 
 /// How long a broker may take for each step.
@@ -163,17 +163,32 @@ fn cache(options: &DoctorOptions, report: &mut Report<'_>) -> std::io::Result<()
         let text = "none: neither CACHE_DIRECTORY nor HOME is set";
         return report.say(Verdict::Idle, text, remedy);
     };
-    let outcome = require_writable(dir).map(|()| {
-        let (files, bytes) = size_of(dir);
-        format!("{}: {files} files, {:.1} MB", dir.display(), bytes as f64 / 1e6)
-    });
+    let outcome = writable(dir).map_err(|error| format!("{} cannot be written: {error}", dir.display()));
     // The daemon works without, only slower; a named TensorRT would rebuild for minutes at every start.
     let verdict = if options.runtime.names_gpu() {
         Verdict::Bad
     } else {
         Verdict::Idle
     };
-    report.outcome(outcome.map_err(|e| format!("{e:#}")), verdict, remedy)
+    report.outcome(outcome, verdict, remedy)
+}
+
+/// What the cache directory holds, or that it will be made; nothing is made here, it would belong to the wrong user.
+fn writable(dir: &Path) -> std::io::Result<String> {
+    if dir.is_dir() {
+        try_writing(dir)?;
+        let (files, bytes) = size_of(dir);
+        return Ok(format!(
+            "{}: {files} files, {:.1} MB",
+            dir.display(),
+            bytes as f64 / 1e6
+        ));
+    }
+    // The nearest parent that is there must be a directory; in a file nothing can be made.
+    let nearest = dir.ancestors().find(|parent| parent.exists());
+    let nearest = nearest.filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    try_writing(nearest)?;
+    Ok(format!("{}: not there yet, can be made", dir.display()))
 }
 
 fn describe(bundle: &Bundle) -> String {
@@ -251,14 +266,12 @@ fn running(options: &DoctorOptions, bundle: &Bundle, report: &mut Report<'_>) ->
             for note in &engine.notes {
                 report.say(Verdict::Good, note, "")?;
             }
-            if engine.provider == "ort-cpu"
-                && let Ok(proof) = inventory::prove_on_cpu(bundle, &options.runtime)
-            {
-                report.say(
-                    Verdict::Good,
-                    &format!("warm-up run of the encoder: {}", proof.summary()),
-                    "",
-                )?;
+            let on_cpu = engine.provider == "ort-cpu";
+            // The encoder is opened once more: never both at once, where memory is short.
+            drop(engine);
+            if on_cpu && let Ok(proof) = inventory::prove_on_cpu(bundle, &options.runtime) {
+                let text = format!("warm-up run of the encoder: {}", proof.summary());
+                report.say(Verdict::Good, &text, "")?;
             }
             Ok(())
         }

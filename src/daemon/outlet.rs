@@ -82,6 +82,14 @@ impl Outlet {
         self.stop();
     }
 
+    /// Says `offline` for every camera where the program ends next; that it ended is then the broker's to say.
+    pub(super) fn say_offline(&self) {
+        self.status_of_all(DetectStatus::Offline);
+        if let Some((publisher, _)) = &self.mqtt {
+            let _ = publisher.wait_sent(GRACE);
+        }
+    }
+
     pub(super) fn stop(self) {
         if let Some((publisher, _)) = self.mqtt
             && !publisher.stop(GRACE)

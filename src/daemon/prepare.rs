@@ -145,13 +145,18 @@ fn make(options: &PrepareOptions, reporter: &Reporter<'_>) -> anyhow::Result<()>
 }
 
 /// Makes a directory and writes a file into it, which is removed again.
-pub(super) fn require_writable(dir: &Path) -> anyhow::Result<()> {
-    let probe = dir.join(format!(".probe.{}", std::process::id()));
+fn require_writable(dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir)
-        .and_then(|()| std::fs::write(&probe, "samclip"))
-        .with_context(|| format!("cache directory {} cannot be written", dir.display()))?;
+        .and_then(|()| try_writing(dir))
+        .with_context(|| format!("cache directory {} cannot be written", dir.display()))
+}
+
+/// Writes a file into a directory and removes it, whatever became of it.
+pub(super) fn try_writing(dir: &Path) -> std::io::Result<()> {
+    let probe = dir.join(format!(".probe.{}", std::process::id()));
+    let written = std::fs::write(&probe, "samclip");
     let _ = std::fs::remove_file(&probe);
-    Ok(())
+    written
 }
 
 /// Files and bytes below a directory.

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use tracing::{debug, info, warn};
@@ -31,6 +32,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 /// Pause between two looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long opening the model may go on after the daemon was stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Distance of two stats messages.
 const STATS_PERIOD: Duration = Duration::from_secs(10);
@@ -142,7 +146,8 @@ pub fn run_with(
     let sources = sources(config)?;
     let outlet = Outlet::start(config)?;
     let announce = Announce { outlet: &outlet, stop };
-    let opened = open(&announce).and_then(|mut pipeline| {
+    let opened = ending_if_stopped(stop, &outlet, || {
+        let mut pipeline = open(&announce)?;
         pipeline.set_queries(&query_specs(config))?;
         Ok(pipeline)
     });
@@ -189,6 +194,28 @@ pub fn run_with(
     outlet.stop();
     info!("stopped");
     ended
+}
+
+/// Opens the model; if `stop` is set meanwhile and that is not noticed soon, says so and ends the program.
+///
+/// A build of engines and the text encoder cannot be interrupted, and whoever stops the daemon kills it in the end.
+/// Nothing is lost: unfinished engines do not count, and every embedding is a file of its own.
+fn ending_if_stopped<T>(stop: &AtomicBool, outlet: &Outlet, open: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        let (opening, opened) = channel::<()>();
+        scope.spawn(move || {
+            while opened.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                if stop.load(Ordering::Relaxed) && opened.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                    info!("stopped while the model was being opened");
+                    outlet.say_offline();
+                    std::process::exit(0);
+                }
+            }
+        });
+        let result = open();
+        drop(opening);
+        result
+    })
 }
 
 /// Feeds one slot from one source; opens it again after every failure, until the end of the source or `stop`.

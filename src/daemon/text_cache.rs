@@ -8,20 +8,20 @@
 //! and the templates too, so no entry answers for another model. Nothing here can fail a query: an entry that cannot be
 //! read is computed again, a directory that cannot be written is told of once.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest, Sha256};
 use tracing::{debug, warn};
 
-use crate::contract::{Bundle, sha256_hex};
-use crate::runtime::whole_file::write_whole;
+use crate::contract::{Bundle, sha256_hex, write_whole};
 use crate::text::templates::TEMPLATES;
 
 /// First bytes of an entry; the last one is the version.
 const MAGIC: &[u8; 8] = b"samemb\0\x01";
 
-/// Most entries of one bundle; the oldest go first.
+/// Most entries of one bundle; those not used for longest go first.
 const MAX_ENTRIES: usize = 1024;
 
 /// Most bundles; the ones whose folders were changed longest ago go first.
@@ -30,9 +30,10 @@ const MAX_BUNDLES: usize = 8;
 /// The entries of one bundle.
 #[derive(Debug)]
 pub(super) struct TextCache {
-    /// `None` after a failure to write.
-    folder: Option<PathBuf>,
+    folder: PathBuf,
     bundle: String,
+    /// False after a failure to write; what is there is still read.
+    writable: bool,
 }
 
 impl TextCache {
@@ -40,24 +41,21 @@ impl TextCache {
     pub(super) fn new(cache: &Path, bundle: &Bundle) -> Self {
         let folder = cache.join("text").join(bundle.hash.get(..16).unwrap_or(&bundle.hash));
         Self {
-            folder: Some(folder),
+            folder,
             bundle: bundle.hash.clone(),
+            writable: true,
         }
     }
 
-    fn path(&self, text: &str) -> Option<PathBuf> {
+    fn path(&self, text: &str) -> PathBuf {
         let templates = TEMPLATES.join("\n");
         let key = sha256_hex(format!("{}\n{templates}\n{text}", self.bundle).as_bytes());
-        Some(
-            self.folder
-                .as_ref()?
-                .join(format!("{}.emb", key.get(..32).unwrap_or(&key))),
-        )
+        self.folder.join(format!("{}.emb", key.get(..32).unwrap_or(&key)))
     }
 
     /// The embedding of a text, if it is there and whole.
     pub(super) fn get(&self, text: &str, width: usize) -> Option<Vec<f32>> {
-        let path = self.path(text)?;
+        let path = self.path(text);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -67,7 +65,11 @@ impl TextCache {
             }
         };
         let entry = decode(&bytes, width);
-        if entry.is_none() {
+        if entry.is_some() {
+            // What is in use must not be the oldest; where nothing can be written, nothing is removed either.
+            let opened = File::options().append(true).open(&path);
+            let _ = opened.and_then(|file| file.set_modified(SystemTime::now()));
+        } else {
             warn!(path = %path.display(), "text embedding is damaged and is computed again");
         }
         entry
@@ -75,17 +77,18 @@ impl TextCache {
 
     /// Keeps an embedding, and says whether it did; after the first failure nothing is kept any more.
     pub(super) fn put(&mut self, text: &str, embedding: &[f32]) -> bool {
-        let (Some(folder), Some(path)) = (self.folder.clone(), self.path(text)) else {
-            return false;
-        };
-        let fresh = !folder.exists();
-        let written = std::fs::create_dir_all(&folder).and_then(|()| write_whole(&path, &encode(embedding)));
-        if let Err(error) = written {
-            warn!(path = %path.display(), %error, "text embeddings are not kept; the text encoder is loaded for each new one");
-            self.folder = None;
+        if !self.writable {
             return false;
         }
-        remove_oldest(&folder, MAX_ENTRIES);
+        let (folder, path) = (&self.folder, self.path(text));
+        let fresh = !folder.exists();
+        let written = std::fs::create_dir_all(folder).and_then(|()| write_whole(&path, &encode(embedding)));
+        if let Err(error) = written {
+            warn!(path = %path.display(), %error, "text embeddings are not kept; the text encoder is loaded for each new one");
+            self.writable = false;
+            return false;
+        }
+        remove_oldest(folder, MAX_ENTRIES);
         if let (true, Some(parent)) = (fresh, folder.parent()) {
             remove_oldest(parent, MAX_BUNDLES);
         }
@@ -145,7 +148,43 @@ fn remove_oldest(folder: &Path, most: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn cache(dir: &Path) -> TextCache {
+        TextCache {
+            folder: dir.join("text"),
+            bundle: "0".repeat(64),
+            writable: true,
+        }
+    }
+
+    #[test]
+    fn after_a_failure_to_write_what_is_there_is_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = cache(dir.path());
+        assert!(cache.put("red", &[1.0]));
+        // The place of the next entry is taken.
+        std::fs::create_dir(cache.path("green")).unwrap();
+        assert!(!cache.put("green", &[2.0]) && !cache.put("blue", &[3.0]));
+        assert_eq!(cache.get("red", 1), Some(vec![1.0]));
+    }
+
+    #[test]
+    fn an_entry_that_is_read_is_not_the_oldest_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = cache(dir.path());
+        for (text, age) in [("daily", 9), ("once", 5)] {
+            assert!(cache.put(text, &[1.0]));
+            let file = File::options().append(true).open(cache.path(text)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_hours(age))
+                .unwrap();
+        }
+        cache.get("daily", 1).unwrap();
+        remove_oldest(&cache.folder, 1);
+        assert!(cache.get("daily", 1).is_some() && cache.get("once", 1).is_none());
+    }
 
     #[test]
     fn what_was_encoded_is_read_back_and_any_changed_byte_is_noticed() {

@@ -11,6 +11,7 @@
 //! leaves files that look like engines. So the marker comes last, after the engines were read back, and a folder whose
 //! marker is missing or differs from its files is removed. Nothing here knows TensorRT: the caller opens the graphs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,16 +21,18 @@ use tracing::{debug, info, warn};
 
 use super::RuntimeError;
 pub use super::engine_marker::{Contents, EngineKey, MARKER, examine};
-use super::engine_marker::{TIMING, engines, seal};
+use super::engine_marker::{Entry, TIMING, engines, seal, sealed, stamps};
 use super::progress::{Progress, Stage};
-use super::whole_file::write_whole;
-use crate::contract::sha256_hex;
+use crate::contract::{sha256_hex, write_whole};
 
 /// Folders kept of one bundle, and of all bundles together, the one in use included.
 const KEPT: (usize, usize) = (3, 6);
 
-/// Pause between two looks at a lock that a building process holds.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Pause between two looks at a lock that another process holds.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 200 });
+
+/// So many looks in a row must find engines in use that are not usable, until that is believed.
+const LOOKS: u32 = 5;
 
 /// Keeps engines from being removed while they are in use.
 #[derive(Debug)]
@@ -45,14 +48,15 @@ fn failed(path: &Path, what: &str) -> impl Fn(io::Error) -> RuntimeError {
     let (path, what) = (path.to_owned(), what.to_owned());
     move |error| RuntimeError::EngineCache {
         path: path.clone(),
-        message: format!("{what}: {error}; free some space or choose another cache directory"),
+        message: format!("{what}: {error}; free some space, make it writable or choose another cache directory"),
     }
 }
 
 /// Opens graphs with engines from `root`; builds, checks and keeps the engines if they are not there.
 ///
 /// `open` gets the folder that the engines are in, or shall be written into; `None` means there is none. It is called
-/// twice after a build: the second time what was written is read back.
+/// twice after a build: the second time what was written is read back. Engines that are complete are loaded from a
+/// directory that cannot be written, too.
 ///
 /// # Errors
 /// The first error of `open`; [`RuntimeError::EngineCache`] if the engines cannot be kept, with nothing left behind.
@@ -63,50 +67,83 @@ pub fn with_engines<T>(
     open: &mut dyn FnMut(Option<&Path>) -> Result<T, RuntimeError>,
 ) -> Result<(T, Lease), RuntimeError> {
     let folder = root.join(key.folder());
-    fs::create_dir_all(root).map_err(failed(root, "cannot be made"))?;
     let lock_path = root.join(format!("{}.lock", key.folder()));
-    let lock = File::create(&lock_path).map_err(failed(&lock_path, "cannot be opened"))?;
-    let examine = || examine(&folder, key).map_err(failed(&folder, "cannot be read"));
-    let mut waiting = false;
+    let (lock, refused) = open_lock(root, &lock_path, progress.may_build());
+    let (mut waiting, mut in_use) = (false, 0);
     loop {
         // Whoever has the engines open holds the lock shared; whoever builds or removes them holds it alone.
-        match lock.try_lock_shared() {
-            Ok(()) => {
-                let contents = examine()?;
-                if contents == Contents::Complete {
-                    progress.stage(&Stage::LoadEngine(folder.clone()));
-                    let opened = open(Some(&folder))?;
-                    return Ok((opened, lease(Some(folder), false, Some(lock))));
-                }
-                lock.unlock().map_err(failed(&lock_path, "cannot be unlocked"))?;
-                match lock.try_lock() {
-                    Ok(()) => return build(root, &folder, key, progress, open, lock),
-                    Err(TryLockError::Error(error)) => return Err(failed(&lock_path, "cannot be locked")(error)),
-                    // Somebody builds: wait. Somebody uses engines that are broken by now: leave them alone.
-                    Err(TryLockError::WouldBlock) => {
-                        if lock.try_lock_shared().is_ok()
-                            && let Contents::Broken(reason) = examine()?
-                        {
-                            if !progress.may_build() {
-                                return Err(RuntimeError::EngineMissing { path: folder });
-                            }
-                            warn!(folder = %folder.display(), reason, "engines are broken but in use; building in memory");
-                            progress.stage(&Stage::BuildEngine(None));
-                            return Ok((open(None)?, lease(None, true, None)));
-                        }
-                    }
-                }
+        let shared = match lock.as_ref().map(File::try_lock_shared) {
+            None | Some(Ok(())) => true,
+            Some(Err(TryLockError::WouldBlock)) => false,
+            Some(Err(TryLockError::Error(error))) => return Err(failed(&lock_path, "cannot be locked")(error)),
+        };
+        if shared {
+            let contents = examine(&folder, key).map_err(failed(&folder, "cannot be read"))?;
+            if contents == Contents::Complete {
+                let (opened, built) = load(&folder, key, progress, open)?;
+                return Ok((opened, lease(Some(folder), built, lock)));
             }
-            Err(TryLockError::Error(error)) => return Err(failed(&lock_path, "cannot be locked")(error)),
-            Err(TryLockError::WouldBlock) => {}
+            if let Some(why) = refused {
+                return Err(why);
+            }
+            let (Some(held), true) = (&lock, progress.may_build()) else {
+                return Err(RuntimeError::EngineMissing { path: folder });
+            };
+            held.unlock().map_err(failed(&lock_path, "cannot be unlocked"))?;
+            match held.try_lock() {
+                Ok(()) => match build(root, &folder, key, progress, open)? {
+                    Some((opened, true)) => {
+                        share(held).map_err(failed(&lock_path, "cannot be locked"))?;
+                        return Ok((opened, lease(Some(folder), true, lock)));
+                    }
+                    Some((opened, false)) => return Ok((opened, lease(None, true, None))),
+                    // Another process finished between our look and our lock.
+                    None => {
+                        held.unlock().map_err(failed(&lock_path, "cannot be unlocked"))?;
+                        continue;
+                    }
+                },
+                Err(TryLockError::Error(error)) => return Err(failed(&lock_path, "cannot be locked")(error)),
+                // Others look as we do, or have just begun to build, or use engines that are broken or gone by now.
+                // Only the last of these goes on like this, and those engines are left alone.
+                Err(TryLockError::WouldBlock) => in_use += 1,
+            }
+            if in_use == LOOKS {
+                warn!(folder = %folder.display(), ?contents, "engines are in use but not usable; building in memory");
+                progress.stage(&Stage::BuildEngine(None));
+                return Ok((open(None)?, lease(None, true, None)));
+            }
+        } else if !progress.may_build() {
+            return Err(RuntimeError::EngineMissing { path: folder });
+        } else {
+            in_use = 0;
+            if !std::mem::replace(&mut waiting, true) {
+                progress.stage(&Stage::WaitForBuild(folder.clone()));
+            }
         }
         if progress.cancelled() {
             return Err(RuntimeError::Cancelled { path: folder });
         }
-        if !std::mem::replace(&mut waiting, true) {
-            progress.stage(&Stage::WaitForBuild(folder.clone()));
-        }
         std::thread::sleep(PATIENCE);
+    }
+}
+
+/// Opens the lock; where it cannot be written, for reading, with the reason why nothing can be built.
+///
+/// Without any lock complete engines may still be loaded: on a read-only file system nobody removes them.
+fn open_lock(root: &Path, path: &Path, may_build: bool) -> (Option<File>, Option<RuntimeError>) {
+    if !may_build {
+        return (File::open(path).ok(), None);
+    }
+    let made = fs::create_dir_all(root)
+        .map_err(failed(root, "cannot be made"))
+        .and_then(|()| {
+            let opened = File::options().create(true).truncate(false).write(true).open(path);
+            opened.map_err(failed(path, "cannot be written"))
+        });
+    match made {
+        Ok(lock) => (Some(lock), None),
+        Err(why) => (File::open(path).ok(), Some(why)),
     }
 }
 
@@ -124,33 +161,47 @@ fn lease(folder: Option<PathBuf>, built: bool, lock: Option<File>) -> Lease {
     }
 }
 
-/// Builds under the exclusive lock, which becomes a shared one.
+/// Opens with complete engines; whether any had to be built all the same.
+///
+/// TensorRT's provider names engines by the GPU's compute capability, which the key lacks where `/proc` names no GPU:
+/// on another GPU it builds without a word and adds its files, which are then read back and sealed like a build.
+fn load<T>(
+    folder: &Path,
+    key: &EngineKey,
+    progress: &dyn Progress,
+    open: &mut dyn FnMut(Option<&Path>) -> Result<T, RuntimeError>,
+) -> Result<(T, bool), RuntimeError> {
+    let unreadable = failed(folder, "cannot be read");
+    progress.stage(&Stage::LoadEngine(folder.to_owned()));
+    let before = stamps(folder).map_err(&unreadable)?;
+    let opened = open(Some(folder))?;
+    if stamps(folder).map_err(&unreadable)? == before {
+        return Ok((opened, false));
+    }
+    let written = engines(folder).map_err(&unreadable)?;
+    if sealed(folder).is_some_and(|files| files == written) {
+        return Ok((opened, false));
+    }
+    warn!(folder = %folder.display(), "the engines in the cache did not fit this GPU; others were built and are kept too");
+    drop(opened);
+    Ok((read_back_and_seal(folder, key, progress, open, &written)?, true))
+}
+
+/// Builds under the exclusive lock; with what was opened, whether it is kept. `None` if the engines are complete.
 fn build<T>(
     root: &Path,
     folder: &Path,
     key: &EngineKey,
     progress: &dyn Progress,
     open: &mut dyn FnMut(Option<&Path>) -> Result<T, RuntimeError>,
-    lock: File,
-) -> Result<(T, Lease), RuntimeError> {
-    // Another process may have finished between our look and our lock.
+) -> Result<Option<(T, bool)>, RuntimeError> {
     match examine(folder, key).map_err(failed(folder, "cannot be read"))? {
-        Contents::Complete => {
-            share(&lock).map_err(failed(folder, "cannot be locked"))?;
-            progress.stage(&Stage::LoadEngine(folder.to_owned()));
-            let opened = open(Some(folder))?;
-            return Ok((opened, lease(Some(folder.to_owned()), false, Some(lock))));
-        }
-        Contents::Broken(reason) if progress.may_build() => {
+        Contents::Complete => return Ok(None),
+        Contents::Broken(reason) => {
             warn!(folder = %folder.display(), reason, "engine cache is not usable and is built again");
             fs::remove_dir_all(folder).map_err(failed(folder, "cannot be removed"))?;
         }
-        Contents::Broken(_) | Contents::Absent => {}
-    }
-    if !progress.may_build() {
-        return Err(RuntimeError::EngineMissing {
-            path: folder.to_owned(),
-        });
+        Contents::Absent => {}
     }
     let timing = root.join(TIMING).join(key.timing());
     let opened = fs::create_dir_all(folder)
@@ -166,8 +217,7 @@ fn build<T>(
                 keep_timing(folder, &timing);
                 clean(root, key, KEPT);
             }
-            share(&lock).map_err(failed(folder, "cannot be locked"))?;
-            Ok((opened, lease(kept.then(|| folder.to_owned()), true, Some(lock))))
+            Ok(Some((opened, kept)))
         }
         Err(error) => {
             if let Err(left) = fs::remove_dir_all(folder) {
@@ -194,20 +244,31 @@ fn build_and_seal<T>(
         return Ok((built, false));
     }
     drop(built);
+    Ok((read_back_and_seal(folder, key, progress, open, &written)?, true))
+}
+
+/// Opens what was written, makes sure that it was read and not built once more, and writes the marker.
+fn read_back_and_seal<T>(
+    folder: &Path,
+    key: &EngineKey,
+    progress: &dyn Progress,
+    open: &mut dyn FnMut(Option<&Path>) -> Result<T, RuntimeError>,
+    written: &BTreeMap<String, Entry>,
+) -> Result<T, RuntimeError> {
     progress.stage(&Stage::VerifyEngine(folder.to_owned()));
     let incomplete = |reason: String| RuntimeError::EngineCache {
         path: folder.to_owned(),
         message: format!("the engines were not written completely ({reason}); is the disk full?"),
     };
     let opened = open(Some(folder)).map_err(|error| incomplete(error.to_string()))?;
-    let read = engines(folder).map_err(&unreadable)?;
+    let read = engines(folder).map_err(failed(folder, "cannot be read"))?;
     if let Some((name, _)) = read.iter().find(|(name, entry)| written.get(*name) != Some(entry)) {
         return Err(incomplete(format!("{name} was written again when it was read back")));
     }
     let files = read.len();
     seal(folder, key, read).map_err(failed(&folder.join(MARKER), "cannot be written"))?;
     info!(folder = %folder.display(), files, "engines built");
-    Ok((opened, true))
+    Ok(opened)
 }
 
 /// Copies kept timing caches into a folder where a build starts; they only save time, so no failure matters.

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::whole_file::write_whole;
-use crate::contract::sha256_hex;
+use crate::contract::{BundleError, hash_file, sha256_hex, write_whole};
 
 /// Name of the marker.
 pub const MARKER: &str = "complete.toml";
@@ -93,6 +92,18 @@ pub enum Contents {
 
 /// Every engine file of a folder with size and hash; markers and timing caches are none.
 pub(super) fn engines(folder: &Path) -> io::Result<BTreeMap<String, Entry>> {
+    of_each(folder, entry_of)
+}
+
+/// Every engine file of a folder with size and time of its last change: cheap, and enough to see that one was written.
+pub(super) fn stamps(folder: &Path) -> io::Result<BTreeMap<String, (u64, SystemTime)>> {
+    of_each(folder, |path| {
+        let metadata = fs::metadata(path)?;
+        Ok((metadata.len(), metadata.modified()?))
+    })
+}
+
+fn of_each<T>(folder: &Path, look: impl Fn(&Path) -> io::Result<T>) -> io::Result<BTreeMap<String, T>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -102,9 +113,15 @@ pub(super) fn engines(folder: &Path) -> io::Result<BTreeMap<String, Entry>> {
         if name.starts_with(MARKER) || path.extension().is_some_and(|e| e == TIMING) || !path.is_file() {
             continue;
         }
-        found.insert(name, entry_of(&path)?);
+        found.insert(name, look(&path)?);
     }
     Ok(found)
+}
+
+/// The files that a folder's marker names; `None` if it cannot be read.
+pub(super) fn sealed(folder: &Path) -> Option<BTreeMap<String, Entry>> {
+    let marker: Marker = toml::from_str(&fs::read_to_string(folder.join(MARKER)).ok()?).ok()?;
+    Some(marker.files)
 }
 
 /// Compares a folder with its marker and the key.
@@ -157,20 +174,13 @@ pub fn examine(folder: &Path, key: &EngineKey) -> io::Result<Contents> {
     }
 }
 
-/// Size and hash, read in small parts: an engine may be larger than the memory that is free.
+/// Size and hash of one file.
 fn entry_of(path: &Path) -> io::Result<Entry> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 16], 0);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            n => {
-                hasher.update(&buffer[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
-    let sha256 = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let bytes = fs::metadata(path)?.len();
+    let sha256 = hash_file(path).map_err(|error| match error {
+        BundleError::Io { source, .. } => source,
+        other => io::Error::other(other),
+    })?;
     Ok(Entry { bytes, sha256 })
 }
 

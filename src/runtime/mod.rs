@@ -20,13 +20,14 @@ mod ort_backend;
 #[cfg(feature = "ort")]
 mod ort_library;
 pub mod precision;
+#[cfg(feature = "ort")]
+mod profile_folder;
 pub mod progress;
 pub mod proof;
 #[cfg(feature = "ort")]
 mod providers;
 mod text_tower;
 mod tract_backend;
-pub mod whole_file;
 
 use std::collections::BTreeMap;
 

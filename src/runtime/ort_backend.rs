@@ -8,7 +8,6 @@
 //! its own would take minutes to build.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::{Environment, GlobalThreadPoolOptions};
@@ -21,6 +20,7 @@ use super::engine_cache::{EngineKey, Lease, with_engines};
 use super::graph::{GraphSession, TakeOutput, Values, positions};
 use super::models::{Opened, open_with};
 use super::precision::{Choice, Executor, choose};
+use super::profile_folder::ProfileFolder;
 use super::progress::{Progress, Stage};
 use super::proof::Proof;
 use super::providers::{self, TensorRtSettings};
@@ -214,13 +214,18 @@ fn open_on(
     notes: &mut Vec<String>,
 ) -> Result<Engine, RuntimeError> {
     let choice = choose(&bundle.manifest.precision, options.precision.as_deref(), executor)?;
-    let mut open = |engines: Option<&Path>| open_graphs(library, bundle, choice, executor, engines);
+    let cache = options.cache.as_deref();
+    if let (Some(cache), Executor::TensorRt | Executor::Cuda, true) = (cache, executor, progress.may_build()) {
+        // The profile of the warm-up run goes there; where it cannot be made, the temporary files have to do.
+        let _ = std::fs::create_dir_all(cache);
+    }
+    let mut open = |engines: Option<&Path>| open_graphs(library, bundle, choice, executor, engines, cache);
     let (graphs, lease) = match executor {
         Executor::TensorRt => {
             // Loads its libraries, so that their versions can be part of the key.
             let probed = library.builder().and_then(|mut b| providers::probe(executor, &mut b));
             probed.map_err(|message| unusable(executor, message))?;
-            match &options.cache {
+            match cache {
                 Some(cache) => {
                     let key = engine_key(library, bundle, choice);
                     let (graphs, lease) = with_engines(&cache.join("engines"), &key, progress, &mut open)?;
@@ -293,13 +298,14 @@ fn engine_key(library: &Library, bundle: &Bundle, choice: Choice<'_>) -> EngineK
 
 type Graphs = (Vec<OrtSession>, Option<Proof>, Vec<String>);
 
-/// Opens image encoder and mask decoder; on a GPU with proof that it does the work.
+/// Opens image encoder and mask decoder; on a GPU with proof that it does the work, whose profile is written in `cache`.
 fn open_graphs(
     library: &Library,
     bundle: &Bundle,
     choice: Choice<'_>,
     executor: Executor,
     engines: Option<&Path>,
+    cache: Option<&Path>,
 ) -> Result<Graphs, RuntimeError> {
     let (mut sessions, mut proof, mut notes) = (Vec::new(), None::<Proof>, Vec::new());
     for kind in [GraphKind::Encoder, GraphKind::MaskDecoder] {
@@ -320,7 +326,7 @@ fn open_graphs(
             engines,
         );
         let said = said.map_err(|message| unusable(executor, message))?;
-        let profile = ProfileFolder::new().map_err(failed)?;
+        let profile = ProfileFolder::new(cache).map_err(failed)?;
         let builder = builder
             .with_profiling(profile.start())
             .map_err(|e| failed(e.to_string()))?;
@@ -360,7 +366,7 @@ fn register(
 
 /// Counts which provider runs how many nodes of one graph on the CPU: what `doctor` shows.
 pub(super) fn prove_on_cpu(library: &Library, path: &Path, spec: &GraphSpec) -> Result<Proof, RuntimeError> {
-    let profile = ProfileFolder::new().map_err(refusal(path))?;
+    let profile = ProfileFolder::new(None).map_err(refusal(path))?;
     let builder = library.builder().map_err(refusal(path))?;
     let builder = builder
         .with_profiling(profile.start())
@@ -371,30 +377,6 @@ pub(super) fn prove_on_cpu(library: &Library, path: &Path, spec: &GraphSpec) -> 
         backend: "ort",
         message,
     })
-}
-
-/// A folder for one profile among the temporary files; gone when dropped.
-struct ProfileFolder(PathBuf);
-
-impl ProfileFolder {
-    fn new() -> Result<Self, String> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("samclip-{}-{number}", std::process::id()));
-        std::fs::create_dir(&path).map_err(|e| format!("{} for the profile: {e}", path.display()))?;
-        Ok(Self(path))
-    }
-
-    /// ONNX Runtime adds the time and an ending.
-    fn start(&self) -> PathBuf {
-        self.0.join("profile")
-    }
-}
-
-impl Drop for ProfileFolder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// One graph in ONNX Runtime.

@@ -94,8 +94,11 @@ pub fn choose<'a>(
     named: Option<&str>,
     executor: Executor,
 ) -> Result<Choice<'a>, PrecisionError> {
-    let default = variants.first().ok_or(PrecisionError::Empty)?;
-    let first = |compute| variants.iter().find(|v| v.compute == compute);
+    // A variant that was written against the quality gate is for those who name it, or where nothing else is.
+    let passed = |v: &&Precision| !v.measured.as_ref().is_some_and(|m| m.forced);
+    let default = variants.iter().find(passed).or(variants.first());
+    let default = default.ok_or(PrecisionError::Empty)?;
+    let first = |compute| variants.iter().filter(passed).find(|v| v.compute == compute);
     let variant = match (named, executor) {
         (Some(name), _) => variants
             .iter()
@@ -104,7 +107,9 @@ pub fn choose<'a>(
                 found: name.to_owned(),
                 known: names(variants, |_| true),
             })?,
-        (None, Executor::Tract | Executor::OrtCpu) => full_precision(variants).unwrap_or(default),
+        (None, Executor::Tract | Executor::OrtCpu) => {
+            first(Compute::Fp32).or(full_precision(variants)).unwrap_or(default)
+        }
         (None, Executor::Cuda) => first(Compute::Fp16).unwrap_or(default),
         (None, Executor::TensorRt) => first(Compute::Int8).unwrap_or(default),
     };
@@ -133,6 +138,7 @@ fn names(variants: &[Precision], keep: impl Fn(&Precision) -> bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::Measured;
 
     fn variants(list: &[(&str, Compute)]) -> Vec<Precision> {
         let one = |&(name, compute): &(&str, Compute)| Precision {
@@ -178,6 +184,40 @@ mod tests {
                 (name, half),
                 "{named:?} {executor:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_variant_forced_past_the_gate_runs_only_where_it_is_named() {
+        use Compute::{Fp16, Fp32, Int8};
+        use Executor::{Cuda, OrtCpu, TensorRt, Tract};
+        let mut all = variants(&[("half", Fp16), ("stored", Fp32), ("eight", Int8), ("better", Int8)]);
+        let measured = |forced| Measured {
+            reference: "stored".into(),
+            photos: 8,
+            mask_agreement: 0.5,
+            ranking_changed: 0.5,
+            size_ratio: 0.5,
+            calibration: None,
+            float_layers: Vec::new(),
+            forced,
+        };
+        for (variant, forced) in all.iter_mut().zip([true, false, true, false]) {
+            variant.measured = Some(measured(forced));
+        }
+        for (bundle, named, executor, name) in [
+            (&all[..], None, TensorRt, "better"),
+            (&all[..3], None, TensorRt, "stored"),
+            (&all[..3], None, Cuda, "stored"),
+            (&all[..3], None, OrtCpu, "stored"),
+            (&all[..3], None, Tract, "stored"),
+            (&all[..], Some("eight"), TensorRt, "eight"),
+            (&all[..], Some("half"), Cuda, "half"),
+            // Nothing else is there.
+            (&all[..1], None, Cuda, "half"),
+        ] {
+            let choice = choose(bundle, named, executor).unwrap();
+            assert_eq!(choice.variant.name, name, "{named:?} {executor:?}");
         }
     }
 
