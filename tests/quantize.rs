@@ -32,8 +32,9 @@ fn scenes(folder: &Path, count: u64) -> String {
 
 /// Little of everything: no trials, no timing, few texts.
 fn quick(data: String, out: PathBuf, variants: &[Variant]) -> Options {
+    let folder = Path::new(&data).parent().unwrap();
     Options {
-        bundle: nano(),
+        bundle: copy_of_nano(folder),
         data: vec![data],
         out,
         variants: variants.to_vec(),
@@ -64,13 +65,20 @@ fn contents(folder: &Path) -> BTreeSet<(String, String)> {
         .collect()
 }
 
+/// The shipped bundle in `folder`, with its default variant alone.
 fn copy_of_nano(folder: &Path) -> PathBuf {
     let to = folder.join("bundle");
-    std::fs::create_dir(&to).unwrap();
-    for entry in std::fs::read_dir(nano()).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    if to.exists() {
+        return to;
     }
+    std::fs::create_dir(&to).unwrap();
+    let mut manifest = Manifest::read(&nano()).unwrap().manifest;
+    manifest.precision.truncate(1);
+    manifest.files.clear();
+    for name in manifest.referenced_files() {
+        std::fs::copy(nano().join(&name), to.join(&name)).unwrap();
+    }
+    manifest.write(&to).unwrap();
     to
 }
 
@@ -227,8 +235,8 @@ fn a_calibration_set_of_one_picture_is_refused() {
 
 #[test]
 fn another_bundle_in_the_way_and_the_reference_itself_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let other = copy_of_nano(folder.path());
+    let (folder, another) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let other = copy_of_nano(another.path());
     let data = scenes(folder.path(), 60);
     let error = run(&quick(data.clone(), other, &[Variant::Int8])).unwrap_err();
     assert!(matches!(error, QuantizeError::OtherBundle { .. }), "{error}");
