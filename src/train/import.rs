@@ -32,19 +32,12 @@ pub enum ImportError {
 /// # Errors
 /// [`ImportError`]: unreadable, not recognised, or one list of all missing, extra and mis-shaped tensors.
 pub fn sam(path: &Path, config: Option<&SamConfig>) -> Result<(Weights, SamConfig), ImportError> {
-    let weights = read(path)?;
-    let shapes = weights::shapes(&weights);
-    let recognised = || SamConfig::recognise(&shapes);
-    let config = config
-        .cloned()
-        .or_else(recognised)
-        .ok_or_else(|| ImportError::Unknown {
-            path: path.into(),
-            found: described(&shapes, "image_encoder.pos_embed"),
-            expected: format!("SAM {}", architecture::SAM.join(", ")),
-        })?;
-    weights::check(&weights, &inventory::sam(&config), &path.display().to_string())?;
-    Ok((weights, config))
+    let known = Known {
+        family: "SAM",
+        names: &architecture::SAM,
+        telling: "image_encoder.pos_embed",
+    };
+    checked(path, config.cloned(), &known, SamConfig::recognise, inventory::sam)
 }
 
 /// Reads an OpenCLIP checkpoint and checks every name and shape, against `config` or against the published
@@ -53,18 +46,38 @@ pub fn sam(path: &Path, config: Option<&SamConfig>) -> Result<(Weights, SamConfi
 /// # Errors
 /// [`ImportError`]: unreadable, not recognised, or one list of all missing, extra and mis-shaped tensors.
 pub fn clip(path: &Path, config: Option<&ClipConfig>) -> Result<(Weights, ClipConfig), ImportError> {
+    let known = Known {
+        family: "OpenCLIP",
+        names: &architecture::CLIP,
+        telling: "visual.conv1.weight",
+    };
+    checked(path, config.cloned(), &known, ClipConfig::recognise, inventory::clip)
+}
+
+/// The published architectures of one family, and the tensor whose shape tells them apart.
+struct Known {
+    family: &'static str,
+    names: &'static [&'static str],
+    telling: &'static str,
+}
+
+fn checked<C>(
+    path: &Path,
+    config: Option<C>,
+    known: &Known,
+    recognise: impl Fn(&Inventory) -> Option<C>,
+    inventory: impl Fn(&C) -> Inventory,
+) -> Result<(Weights, C), ImportError> {
     let weights = read(path)?;
     let shapes = weights::shapes(&weights);
-    let recognised = || ClipConfig::recognise(&shapes);
     let config = config
-        .cloned()
-        .or_else(recognised)
+        .or_else(|| recognise(&shapes))
         .ok_or_else(|| ImportError::Unknown {
             path: path.into(),
-            found: described(&shapes, "visual.conv1.weight"),
-            expected: format!("OpenCLIP {}", architecture::CLIP.join(", ")),
+            found: described(&shapes, known.telling),
+            expected: format!("{} {}", known.family, known.names.join(", ")),
         })?;
-    weights::check(&weights, &inventory::clip(&config), &path.display().to_string())?;
+    weights::check(&weights, &inventory(&config), &path.display().to_string())?;
     Ok((weights, config))
 }
 
