@@ -289,3 +289,132 @@ fn import_checks_a_published_checkpoint_and_stores_it() {
         assert!(!refused.status.success() && message.contains(expected), "{message}");
     }
 }
+
+/// Data-parallel training; `mpirun` is Open MPI's.
+#[cfg(feature = "mpi")]
+mod several_processes {
+    use std::process::{Child, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn two_processes(stage: &str, recipe: &Path, out: &Path) -> Command {
+        let mut command = Command::new("mpirun");
+        command
+            .args([
+                "--allow-run-as-root",
+                "--oversubscribe",
+                "-n",
+                "2",
+                env!("CARGO_BIN_EXE_train"),
+                stage,
+                "--mpi",
+            ])
+            .args(["--recipe", recipe.to_str().unwrap(), "--out", out.to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn run_alone(stage: &str, recipe: &Path, out: &Path) {
+        let arguments = [
+            stage,
+            "--recipe",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        let output = train(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+
+    fn checked(output: &Output) {
+        assert!(
+            output.status.success(),
+            "{}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        );
+    }
+
+    fn model(out: &Path, stage: &str) -> Weights {
+        model_weights(weights::read(&out.join(format!("{stage}.safetensors"))).unwrap())
+    }
+
+    fn changed(folder: &Path, name: &str, change: impl FnOnce(&mut Recipe)) -> PathBuf {
+        let mut recipe = Recipe::read(&tiny_recipe(folder)).unwrap();
+        change(&mut recipe);
+        let path = folder.join(name);
+        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+        path
+    }
+
+    #[test]
+    fn two_processes_end_with_the_weights_of_one_with_twice_the_batch() {
+        let folder = tempfile::tempdir().unwrap();
+        let twice = changed(folder.path(), "twice.toml", |recipe| {
+            let adapt = &mut recipe.adapt.as_mut().unwrap().stage;
+            for stage in [&mut recipe.probe, &mut recipe.distill, adapt] {
+                stage.accumulate = 2;
+            }
+        });
+        let once = changed(folder.path(), "once.toml", |_| ());
+        let (alone, both) = (folder.path().join("alone"), folder.path().join("both"));
+        run_alone("adapt", &twice, &alone);
+
+        let early = two_processes("adapt", &once, &both).output().unwrap();
+        assert!(!early.status.success());
+        assert!(
+            text(&early.stderr).contains("run `train teachers` first"),
+            "{}",
+            text(&early.stderr)
+        );
+        run_alone("teachers", &once, &both);
+        checked(&two_processes("adapt", &once, &both).output().unwrap());
+        for stage in ["probe", "distill", "adapt"] {
+            assert_eq!(model(&alone, stage), model(&both, stage), "{stage}");
+        }
+    }
+
+    /// Kills one of the two processes once there is a checkpoint.
+    fn kill_one(mpirun: &mut Child, checkpoint: &Path) {
+        let patience = Instant::now() + Duration::from_secs(120);
+        while !checkpoint.exists() {
+            assert!(Instant::now() < patience, "no checkpoint after two minutes");
+            assert!(
+                mpirun.try_wait().unwrap().is_none(),
+                "ended before its first checkpoint"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let children = format!("/proc/{0}/task/{0}/children", mpirun.id());
+        let children = std::fs::read_to_string(children).unwrap();
+        let victim = children.split_whitespace().last().expect("mpirun has children");
+        let killed = Command::new("kill").args(["-9", victim]).status().unwrap();
+        assert!(killed.success());
+    }
+
+    #[test]
+    fn a_killed_process_ends_the_run_with_an_error_and_a_checkpoint_to_go_on_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = changed(folder.path(), "long.toml", |recipe| recipe.distill.steps = 400);
+        let (stopped, whole) = (folder.path().join("stopped"), folder.path().join("whole"));
+        for out in [&stopped, &whole] {
+            run_alone("teachers", &recipe, out);
+        }
+        let mut mpirun = two_processes("distill", &recipe, &stopped).spawn().unwrap();
+        kill_one(&mut mpirun, &stopped.join("distill.safetensors"));
+        let output = mpirun.wait_with_output().unwrap();
+        assert!(!output.status.success());
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains("exited on signal 9"), "{said}");
+
+        let metadata = weights::read_metadata(&stopped.join("distill.safetensors")).unwrap();
+        let step: u64 = metadata["step"].parse().unwrap();
+        assert!((100..400).contains(&step), "checkpoint of step {step}");
+        for out in [&stopped, &whole] {
+            checked(&two_processes("distill", &recipe, out).output().unwrap());
+        }
+        assert_eq!(model(&stopped, "distill"), model(&whole, "distill"));
+    }
+}

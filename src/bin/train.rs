@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use samclip::train::dataset::Split;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
+use samclip::train::processes::Processes;
 use samclip::train::recipe::Recipe;
 use samclip::train::run::{Run, RunOptions, open_data, untrained};
 use samclip::train::session::model_weights;
@@ -161,6 +162,10 @@ struct RunArguments {
     out: PathBuf,
     #[command(flatten)]
     teachers: TeacherArguments,
+    /// One of several processes that `mpirun` started: every step averages the gradients of all of them.
+    #[cfg(feature = "mpi")]
+    #[arg(long)]
+    mpi: bool,
 }
 
 #[derive(clap::Args)]
@@ -171,8 +176,26 @@ struct CostArguments {
 }
 
 impl RunArguments {
-    fn open(self) -> Result<Run> {
+    /// The processes and the run; what `stage` returns once all processes have done it.
+    fn run<T>(self, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
+        #[cfg(feature = "mpi")]
+        let processes = match self.mpi {
+            true => Processes::of_mpirun().context("MPI was started before")?,
+            false => Processes::alone(),
+        };
+        #[cfg(not(feature = "mpi"))]
+        let processes = Processes::alone();
+        let first = processes.is_first();
+        let run = self.open(processes.clone())?;
+        let result = stage(&run)?;
+        drop(run);
+        processes.finish();
+        Ok(first.then_some(result))
+    }
+
+    fn open(self, processes: Processes) -> Result<Run> {
         Run::open(RunOptions {
+            processes,
             recipe: self.recipe,
             data: self.data,
             out: self.out,
@@ -192,12 +215,13 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let out = arguments.out.join("bundle");
-            let run = arguments.open()?;
-            let weights = run.adapt()?;
-            export(&run.recipe, &weights, &out, Storage::Half)
+            let done = arguments.run(|run| Ok((run.recipe.clone(), run.adapt()?)))?;
+            done.map_or(Ok(()), |(recipe, weights)| {
+                export(&recipe, &weights, &out, Storage::Half)
+            })
         }
-        Command::Distill(arguments) => arguments.open()?.distill().map(|_| ()),
-        Command::Adapt(arguments) => arguments.open()?.adapt().map(|_| ()),
+        Command::Distill(arguments) => arguments.run(Run::distill).map(|_| ()),
+        Command::Adapt(arguments) => arguments.run(Run::adapt).map(|_| ()),
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {
@@ -227,8 +251,8 @@ fn main() -> Result<()> {
         }
         Command::Import(arguments) => import(&arguments),
         Command::Synth(arguments) => synth(&arguments),
-        Command::Teachers(arguments) => arguments.open()?.teachers().map(|_| ()),
-        Command::Probe(arguments) => arguments.open()?.probe().map(|_| ()),
+        Command::Teachers(arguments) => arguments.run(Run::teachers).map(|_| ()),
+        Command::Probe(arguments) => arguments.run(Run::probe).map(|_| ()),
     }
 }
 

@@ -195,11 +195,14 @@ fn run(
 ) -> Result<(), SessionError> {
     let &Steps { stage, number, .. } = steps;
     let sam_teacher = (recipe.losses.labelled < 1.0).then(|| teachers.sam_at(&recipe.sam));
-    let maker = Maker::new(recipe, feed, stage, number, steps.masks, steps.own_points);
+    let per_process = stage.accumulate;
+    let first = session.processes().rank() * per_process;
+    let mut maker = Maker::new(recipe, feed, stage, number, steps.masks, steps.own_points);
+    maker.per_step = session.processes().count() * per_process;
     let native = recipe.sam.image_size;
     let batch = |step: u64| -> Vec<MicroBatch> {
         let mut batches = Vec::new();
-        for index in 0..stage.accumulate {
+        for index in first..first + per_process {
             let Some(separate) = &stage.separate else {
                 batches.push(maker.make(step, index, Serves::Both, native, stage.batch));
                 continue;

@@ -59,6 +59,8 @@ pub struct Maker<'a> {
     number: u64,
     masks: f64,
     own_points: bool,
+    /// Micro-batches of a step, those of all processes together.
+    pub per_step: usize,
     base: Vec<String>,
     name_weights: HashMap<String, f32>,
 }
@@ -89,6 +91,7 @@ impl<'a> Maker<'a> {
             number,
             masks,
             own_points,
+            per_step: stage.accumulate,
             base: feed.names(),
             name_weights: name_weights(feed, recipe.losses.least_weight),
         }
@@ -106,13 +109,13 @@ impl<'a> Maker<'a> {
             self.number
         };
         let largest = stage.largest_batch();
-        let per_step = largest * stage.accumulate;
+        let per_step = largest * self.per_step;
         let mut rng = feed.rng(number, step, per_step + index);
         let mut micro = MicroBatch {
             serves,
             side,
             patches: recipe.merged().patch_grid(side),
-            share: 1.0 / stage.accumulate as f32,
+            share: 1.0 / self.per_step as f32,
             items: Vec::new(),
             teacher_pixels: Vec::new(),
             prompts: PromptBatch::default(),

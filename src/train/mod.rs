@@ -23,6 +23,7 @@ pub mod model;
 pub mod onnx;
 pub mod ops;
 pub mod optimizer;
+pub mod processes;
 pub mod quantize;
 pub mod recipe;
 pub mod region_text;

@@ -14,7 +14,8 @@ use crate::train::distill::{self, Teachers};
 use crate::train::feed::Feed;
 use crate::train::import;
 use crate::train::model::resize;
-use crate::train::recipe::Recipe;
+use crate::train::processes::Processes;
+use crate::train::recipe::{Recipe, StageName};
 use crate::train::session::RunFolder;
 use crate::train::teachers::{self, clip_config};
 use crate::train::text_bank::TextBank;
@@ -33,6 +34,8 @@ pub struct RunOptions {
     pub sam: Option<PathBuf>,
     /// An OpenCLIP checkpoint as teacher, in place of the recipe's `[teach_clip]`.
     pub clip: Option<PathBuf>,
+    /// The processes that train together.
+    pub processes: Processes,
 }
 
 /// A recipe with its data and its folder.
@@ -81,6 +84,7 @@ impl Run {
             path: options.out,
             data,
             teachers,
+            processes: options.processes,
         };
         Ok(Self {
             tokenizer: Tokenizer::shortened(recipe.merges)?,
@@ -100,6 +104,25 @@ impl Run {
         let Self {
             recipe, feed, folder, ..
         } = self;
+        let own = [
+            (&self.sam, &recipe.teach_sam, StageName::TeachSam),
+            (&self.clip, &recipe.teach_clip, StageName::TeachClip),
+        ];
+        for (given, stage, name) in own {
+            let Some(stage) = stage
+                .as_ref()
+                .filter(|_| given.is_none() && folder.processes.count() > 1)
+            else {
+                continue;
+            };
+            ensure!(
+                folder.is_finished(name, stage)?,
+                "{}: not finished, and {} processes were started; a teacher is trained by one: run `train teachers` first, \
+                 with the same recipe, data and folder",
+                folder.checkpoint(name).display(),
+                folder.processes.count()
+            );
+        }
         let sam = match (&self.sam, &recipe.teach_sam) {
             (Some(file), _) => import::sam(file, Some(&recipe.sam))?.0,
             (None, stage) => teachers::sam(recipe, trained(stage.as_ref())?, feed, folder)?,

@@ -13,10 +13,11 @@ use burn_autodiff::Autodiff;
 use burn_backend::ops::FloatTensorOps;
 use burn_backend::{AutodiffBackend, BackendTypes, read_sync};
 use burn_flex::Flex;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::autodiff::Graph;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
+use crate::train::processes::Processes;
 use crate::train::recipe::{Recipe, Stage, StageName, Watch};
 use crate::train::schedule::warmup_cosine;
 use crate::train::weights::{self, Values, Weights, WeightsError};
@@ -132,6 +133,8 @@ pub struct RunFolder {
     pub data: String,
     /// Fingerprint of the teachers that are somebody's checkpoints; empty where the recipe trains both.
     pub teachers: String,
+    /// The processes that train together.
+    pub processes: Processes,
 }
 
 impl RunFolder {
@@ -151,15 +154,28 @@ impl RunFolder {
         stage: StageName,
         initial: impl FnOnce() -> Weights,
     ) -> Result<Session, SessionError> {
-        let data = match stage {
-            StageName::TeachSam | StageName::TeachClip => self.data.clone(),
-            _ => format!("{}{}", self.data, self.teachers),
+        let data = match (stage, self.processes.count()) {
+            (StageName::TeachSam | StageName::TeachClip, _) => self.data.clone(),
+            (_, 1) => format!("{}{}", self.data, self.teachers),
+            (_, count) => format!("{}{}, {count} processes", self.data, self.teachers),
         };
         let identity = Identity {
             recipe: recipe.deciding(stage),
             data,
         };
-        Session::open(&self.checkpoint(stage), stage.checkpoint(), identity, initial)
+        let mut session = Session::open(&self.checkpoint(stage), stage.checkpoint(), identity, initial)?;
+        session.processes = self.processes.clone();
+        Ok(session)
+    }
+
+    /// Whether a stage's checkpoint holds its last step.
+    ///
+    /// # Errors
+    /// [`SessionError::Weights`] for a checkpoint that cannot be read.
+    pub fn is_finished(&self, name: StageName, stage: &Stage) -> Result<bool, SessionError> {
+        let path = self.checkpoint(name);
+        let step = |path| Ok::<_, SessionError>(weights::read_metadata(path)?.get("step").cloned());
+        Ok(path.exists() && step(&path)? == Some(stage.steps.to_string()))
     }
 }
 
@@ -183,6 +199,7 @@ pub struct Session {
     average: Weights,
     watched: Watched,
     measure: Option<Measure>,
+    processes: Processes,
 }
 
 /// A measure of what the student has kept, in points; more is better.
@@ -232,6 +249,7 @@ impl Session {
             average: Weights::new(),
             watched: Watched::default(),
             measure: None,
+            processes: Processes::alone(),
         };
         if !path.exists() {
             session.weights = initial();
@@ -266,11 +284,20 @@ impl Session {
         self.optimizer.step
     }
 
-    /// Writes the checkpoint.
+    /// The processes that train together.
+    #[must_use]
+    pub fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    /// Writes the checkpoint, if this is the first of the processes.
     ///
     /// # Errors
     /// [`SessionError::Weights`] if it cannot be written; the previous one is kept.
     pub fn save(&self) -> Result<(), SessionError> {
+        if !self.processes.is_first() {
+            return Ok(());
+        }
         let mut all = self.weights.clone();
         all.extend(self.optimizer.to_weights());
         let average = |(name, values): (&String, &Values)| (format!("{AVERAGE}{name}"), values.clone());
@@ -313,7 +340,10 @@ impl Session {
         tracing::info!(stage = %self.name, step = self.step(), mask_iou = found, best, "kept of SAM, in points");
         if found >= best {
             self.watched.best = Some(found);
-            weights::write(&self.best_path(), &self.weights, &BTreeMap::new())?;
+            if self.processes.is_first() {
+                weights::write(&self.best_path(), &self.weights, &BTreeMap::new())?;
+            }
+            self.processes.meet();
         }
         if found >= best - watch.tolerance {
             return Ok(false);
@@ -347,6 +377,9 @@ impl Session {
             self.look(watch)?;
         }
         let progress = progress_bar(&self.name, stage.steps, self.step());
+        if !self.processes.is_first() {
+            progress.set_draw_target(ProgressDrawTarget::hidden());
+        }
         let mut log = Log::default();
         let first = self.step();
         std::thread::scope(|scope| {
@@ -368,6 +401,7 @@ impl Session {
                     log.add(&parts);
                     add(&mut summed, more);
                 }
+                self.processes.sum(&mut value, &mut summed);
                 if !value.is_finite() {
                     return Err(SessionError::NotFinite {
                         stage: self.name.clone(),
@@ -389,7 +423,9 @@ impl Session {
                 progress.set_position(step + 1);
                 if (step + 1).is_multiple_of(25) || step + 1 == stage.steps {
                     progress.set_message(log.line());
-                    tracing::info!(stage = %self.name, step = step + 1, norm, "{}", log.line());
+                    if self.processes.is_first() {
+                        tracing::info!(stage = %self.name, step = step + 1, norm, "{}", log.line());
+                    }
                     log = Log::default();
                 }
                 if let Some(watch) = stage.watch.as_ref().filter(|w| (step + 1).is_multiple_of(w.every))
@@ -403,6 +439,8 @@ impl Session {
             }
             Ok(())
         })?;
+        // The next stage of every process reads what the first one wrote.
+        self.processes.meet();
         progress.finish();
         Ok(())
     }
