@@ -113,6 +113,18 @@ struct EvalArguments {
     /// At most this many photos.
     #[arg(long, default_value_t = usize::MAX)]
     limit: usize,
+    /// What to measure; everything if not given.
+    #[arg(long, value_enum, num_args = 1.., default_values = ["semantic", "presence"])]
+    measure: Vec<Measure>,
+}
+
+/// A measurement of `eval`.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Measure {
+    /// Zero-shot semantic segmentation, per class.
+    Semantic,
+    /// False alarms of absent queries and hits of present ones, by threshold.
+    Presence,
 }
 
 #[derive(clap::Args)]
@@ -249,8 +261,16 @@ fn eval(arguments: &EvalArguments) -> Result<()> {
     let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
     let options = samclip::runtime::RuntimeOptions::default();
     let dataset = open_data(&arguments.data)?;
-    let result = samclip::train::eval::semantic(&bundle, &options, &dataset, arguments.limit, Split::Validation)?;
-    println!("{}", result.markdown());
+    let (limit, part) = (arguments.limit, Split::Validation);
+    if arguments.measure.contains(&Measure::Semantic) {
+        let result = samclip::train::eval::semantic(&bundle, &options, &dataset, limit, part)?;
+        println!("{}", result.markdown());
+    }
+    if arguments.measure.contains(&Measure::Presence) {
+        let mut engine = samclip::runtime::open(&bundle, &options)?;
+        let result = samclip::train::eval::presence::presence(&mut engine, &bundle, &dataset, part, limit)?;
+        println!("{}", result.markdown());
+    }
     Ok(())
 }
 
