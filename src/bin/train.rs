@@ -10,6 +10,7 @@ use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
 use samclip::train::recipe::Recipe;
 use samclip::train::run::{Run, RunOptions, open_data, untrained};
+use samclip::train::session::model_weights;
 use samclip::train::{import, quantize, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
@@ -212,7 +213,7 @@ fn main() -> Result<()> {
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {
-                (Some(checkpoint), _) => without_moments(weights::read(&checkpoint)?),
+                (Some(checkpoint), _) => model_weights(weights::read(&checkpoint)?),
                 (
                     None,
                     TeacherArguments {
@@ -241,14 +242,6 @@ fn main() -> Result<()> {
         Command::Teachers(arguments) => arguments.open()?.teachers().map(|_| ()),
         Command::Probe(arguments) => arguments.open()?.probe().map(|_| ()),
     }
-}
-
-/// A checkpoint's weights without the optimiser's state.
-fn without_moments(weights: weights::Weights) -> weights::Weights {
-    weights
-        .into_iter()
-        .filter(|(n, _)| !n.starts_with("first.") && !n.starts_with("second."))
-        .collect()
 }
 
 fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path, storage: Storage) -> Result<()> {

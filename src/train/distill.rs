@@ -15,7 +15,7 @@ use crate::text::templates::TEMPLATES;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
-use crate::train::feed::{Feed, Item, MASK_PROMPTS, NameTargets, PromptBatch, upsample};
+use crate::train::feed::{Feed, Item, MASK_PROMPTS, NameTargets, PromptBatch, in_other_words, upsample};
 use crate::train::initial;
 use crate::train::loss::{cosine, cross_entropy};
 use crate::train::model::position::linear_matrix;
@@ -95,6 +95,8 @@ pub struct Input {
     teacher_pixels: Vec<f32>,
     prompts: PromptBatch,
     targets: NameTargets,
+    /// The word that stands for each name of `targets`.
+    words: Vec<String>,
     template: &'static str,
     /// Seed of the points that are drawn from the CLIP head's scores.
     points_seed: u64,
@@ -222,7 +224,7 @@ fn run(
     let (sam, side) = (&config.sam, config.sam.image_size);
     let sam_teacher = (recipe.losses.labelled < 1.0).then(|| teachers.sam_at(sam));
     let base = feed.names();
-    let name_weights = name_weights(feed);
+    let name_weights = name_weights(feed, recipe.losses.least_weight);
     let patches = if sam.grid() > config.clip_head.max_grid {
         sam.grid() / 2
     } else {
@@ -237,6 +239,7 @@ fn run(
             teacher_pixels: Vec::new(),
             prompts: PromptBatch::default(),
             targets: NameTargets::default(),
+            words: Vec::new(),
             template: TEMPLATES[rng.random_range(0..TEMPLATES.len())],
             points_seed: rng.random(),
         };
@@ -265,9 +268,20 @@ fn run(
             }
             input.items.push(item);
         }
-        input.targets = NameTargets::new(&input.items, &base, cells, |name| {
+        let losses = &recipe.losses;
+        input.targets = NameTargets::new(&input.items, &base, cells, losses.part_share, |name| {
             name_weights.get(name).copied().unwrap_or(1.0)
         });
+        input.targets.add_strangers(losses.strangers, &mut rng);
+        let spoken = |name: &String| {
+            let word = if losses.synonyms {
+                in_other_words(name, &mut rng)
+            } else {
+                name
+            };
+            word.to_owned()
+        };
+        input.words = input.targets.names.iter().map(spoken).collect();
         input
     };
     session.run(stage, &recipe.optimizer, rate, batch, |graph, mut input| {
@@ -333,17 +347,17 @@ fn region_text(
     let (targets, dim) = (&input.targets, recipe.clip_head.text_dim);
     let k = targets.names.len();
     let table = if recipe.losses.train_text {
-        let texts: Vec<String> = targets
-            .names
+        let texts: Vec<String> = input
+            .words
             .iter()
-            .map(|name| input.template.replace("{}", name))
+            .map(|word| input.template.replace("{}", word))
             .collect();
         let tokens = tokenize(&teachers.tokenizer, &texts).expect("class names are short");
         graph.unit_norm(&clip::encode_text(graph, &recipe.text, dim, recipe.quick_gelu, &tokens))
     } else {
         let mut table = Vec::with_capacity(k * dim);
-        for name in &targets.names {
-            table.extend_from_slice(teachers.text.embed(name).expect("class names are short"));
+        for word in &input.words {
+            table.extend_from_slice(teachers.text.embed(word).expect("class names are short"));
         }
         graph.input(table, &[k, dim])
     };
@@ -363,7 +377,9 @@ fn region_text(
     let values = graph.values(&x);
     let (mut right, mut counted) = (0.0_f32, 0.0_f32);
     for (logits, target) in values.chunks(k).zip(targets.target.chunks(k)) {
-        if let Some(wanted) = target.iter().position(|&t| t > 0.0) {
+        // The largest share is the cell's own name, see `losses.part_share`.
+        let wanted = (0..k).max_by(|&a, &b| target[a].total_cmp(&target[b])).unwrap_or(0);
+        if target[wanted] > 0.0 {
             counted += target[wanted];
             if logits.iter().all(|&l| l <= logits[wanted]) {
                 right += target[wanted];
@@ -422,8 +438,8 @@ fn mix_teacher(prompts: &mut PromptBatch, teacher: &[f32], labelled: f32) {
 }
 
 /// Weight of each name in the region-text loss: the inverse root of its share of labelled pixels against the
-/// median, between a half and 2, so that rare names are learnt and frequent ones do not drown them.
-fn name_weights(feed: &Feed) -> HashMap<String, f32> {
+/// third quartile, between `least` and 2, so that rare names are learnt and frequent ones do not drown them.
+fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
     use crate::train::dataset::names::canonical;
     use crate::train::dataset::{Split, split};
     use rayon::prelude::*;
@@ -463,10 +479,10 @@ fn name_weights(feed: &Feed) -> HashMap<String, f32> {
     let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else {
         return HashMap::new();
     };
-    #[allow(clippy::cast_possible_truncation)] // clamped to 0.5..2
+    #[allow(clippy::cast_possible_truncation)] // clamped to at most 2
     counts
         .into_iter()
-        .map(|(name, n)| (name, (middle / n).sqrt().clamp(0.5, 2.0) as f32))
+        .map(|(name, n)| (name, (middle / n).sqrt().clamp(f64::from(least), 2.0) as f32))
         .collect()
 }
 
@@ -517,6 +533,7 @@ mod tests {
                 names: vec!["background".into(), "sky".into()],
                 ..NameTargets::default()
             },
+            words: Vec::new(),
             template: "{}",
             points_seed: 1,
         }

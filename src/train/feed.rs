@@ -2,13 +2,17 @@
 //!
 //! Everything is a function of (seed, stage, step), so a resumed run sees the same batches.
 
+use rand::seq::IndexedRandom as _;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::train::dataset::augment::{Augmentation, Fit, Normalisation, View, augment};
-use crate::train::dataset::names::{canonical, overlap, whole_person};
+use crate::train::dataset::augment::{Augmentation, Fit, Normalisation, View, around_a_thing, augment, augment_region};
+use crate::train::dataset::names::{FASHION, canonical, overlap, spoken, whole_of, whole_person};
+use crate::train::dataset::paste::{cut, paste};
 use crate::train::dataset::{ClassNames, Sample};
 use crate::train::dataset::{Dataset, Split, epoch_order, split};
+use crate::train::recipe::{Recipe, Variation};
+use crate::train::strangers::STRANGERS;
 use crate::train::synth;
 
 /// SAM's normalisation, 0-255 RGB (paper.md section 6): both branches of the student use it.
@@ -26,6 +30,7 @@ pub struct Feed {
     labelled: Vec<usize>,
     other: Vec<usize>,
     synth_share: f64,
+    variation: Variation,
     seed: u64,
 }
 
@@ -52,9 +57,9 @@ pub struct Item {
 }
 
 impl Feed {
-    /// A feed over the training split of `dataset`; drawn scenes alone if there is none.
+    /// A feed over the training split of `dataset`, mixed and varied as `recipe` says; drawn scenes alone if there is none.
     #[must_use]
-    pub fn new(dataset: Option<Dataset>, synth_share: f64, seed: u64) -> Self {
+    pub fn new(dataset: Option<Dataset>, recipe: &Recipe) -> Self {
         let (mut labelled, mut other) = (Vec::new(), Vec::new());
         if let Some(dataset) = &dataset {
             for (index, raw) in dataset.samples().iter().enumerate() {
@@ -70,14 +75,15 @@ impl Feed {
         let synth_share = if labelled.is_empty() && other.is_empty() {
             1.0
         } else {
-            synth_share
+            recipe.synth_share
         };
         Self {
             dataset,
             labelled,
             other,
             synth_share,
-            seed,
+            variation: recipe.variation,
+            seed: recipe.seed,
         }
     }
 
@@ -107,9 +113,28 @@ impl Feed {
         rng
     }
 
-    /// The sample of one slot. `unlabelled` is the share of photos without class masks.
+    /// The sample of one slot, in a share of the cases with a thing from another photo pasted in. `unlabelled` is the
+    /// share of photos without class masks.
     pub fn sample(&self, stage: u64, step: u64, slot: usize, batch: usize, unlabelled: f64) -> Sample {
         let mut rng = self.rng(stage, step, slot);
+        let sample = self.plain_sample(step, slot, batch, unlabelled, &mut rng);
+        let (Some(dataset), false) = (&self.dataset, self.labelled.is_empty()) else {
+            return sample;
+        };
+        // In a fashion photo, everything labelled may be read as one person, also what is pasted in.
+        let fits = self.variation.pasted > 0.0 && sample.info.source != FASHION;
+        if !fits || !rng.random_bool(self.variation.pasted) {
+            return sample;
+        }
+        let from = self.labelled[rng.random_range(0..self.labelled.len())];
+        let figure = dataset
+            .get(from)
+            .ok()
+            .and_then(|from| cut(&from, dataset.names(), &mut rng));
+        figure.map_or_else(|| sample.clone(), |figure| paste(&figure, &sample, &mut rng))
+    }
+
+    fn plain_sample(&self, step: u64, slot: usize, batch: usize, unlabelled: f64, rng: &mut ChaCha8Rng) -> Sample {
         let scene = rng.random_bool(self.synth_share);
         let pool = if rng.random_bool(unlabelled) && !self.other.is_empty() || self.labelled.is_empty() {
             &self.other
@@ -140,26 +165,25 @@ impl Feed {
             fit,
             ..Augmentation::default()
         };
-        let whole = sample.info.source == "ccp" && rng.random_bool(0.85);
+        let whole = sample.info.source == FASHION && rng.random_bool(0.85);
         let person = self
             .dataset
             .as_ref()
             .filter(|_| whole)
             .and_then(|d| whole_person(sample, d.names()));
         let text = describe(sample, rng);
-        if let Some(mask) = person {
-            let sample = Sample {
-                mask: Some(mask),
-                ..sample.clone()
-            };
-            let view = augment(&sample, side, &ranges, &NORMALISATION, rng);
-            return Item {
-                names: self.pixel_names(&sample, &view),
-                view,
-                text,
-            };
-        }
-        let view = augment(sample, side, &ranges, &NORMALISATION, rng);
+        let whole_person = person.map(|mask| Sample {
+            mask: Some(mask),
+            ..sample.clone()
+        });
+        let sample = whole_person.as_ref().unwrap_or(sample);
+        let close_ups = self.variation.close_ups;
+        let close_up = close_ups > 0.0 && rng.random_bool(close_ups);
+        let region = close_up.then(|| around_a_thing(sample, ranges.flip, rng)).flatten();
+        let view = match region {
+            Some(region) => augment_region(sample, region, side, &ranges, &NORMALISATION, rng),
+            None => augment(sample, side, &ranges, &NORMALISATION, rng),
+        };
         Item {
             names: self.pixel_names(sample, &view),
             view,
@@ -194,7 +218,7 @@ impl Feed {
         let mut of_class = vec![0_u16; table.len()];
         for (class, slot) in of_class.iter_mut().enumerate() {
             if class == usize::from(ClassNames::BACKGROUND) {
-                *slot = u16::from(sample.info.source != "ccp");
+                *slot = u16::from(sample.info.source != FASHION);
             } else if let Some(name) = u8::try_from(class).ok().and_then(|c| table.name(c)).and_then(canonical) {
                 let position = names.iter().position(|n| n == name).unwrap_or_else(|| {
                     names.push(name.to_owned());
@@ -231,6 +255,12 @@ fn describe(sample: &Sample, rng: &mut impl Rng) -> Option<String> {
     }
     let names: Vec<&str> = info.classes.iter().filter_map(|n| canonical(n)).collect();
     (!names.is_empty()).then(|| format!("a photo of {}", names.join(", ")))
+}
+
+/// One of the words that people use for a canonical name, at random.
+pub fn in_other_words<'a>(name: &'a str, rng: &mut impl Rng) -> &'a str {
+    let words = spoken(name).count();
+    spoken(name).nth(rng.random_range(0..words)).unwrap_or(name)
 }
 
 /// A name in one of the 80 templates, at random.
@@ -485,9 +515,16 @@ pub struct NameTargets {
 
 impl NameTargets {
     /// Targets on a `cells × cells` grid. `base` are the photos' names ([`Feed::names`]); names of drawn scenes
-    /// are added. `weight` gives a name's weight in the loss.
+    /// are added. `weight` gives a name's weight in the loss. With `part_share`, a cell of a part whose whole is
+    /// annotated too has that share of its target, the whole has the rest, and a cell of the whole is not the part.
     #[must_use]
-    pub fn new(items: &[Item], base: &[String], cells: usize, weight: impl Fn(&str) -> f32) -> Self {
+    pub fn new(
+        items: &[Item],
+        base: &[String],
+        cells: usize,
+        part_share: Option<f32>,
+        weight: impl Fn(&str) -> f32,
+    ) -> Self {
         let mut names = base.to_vec();
         for name in items.iter().filter_map(|i| i.names.as_ref()).flat_map(|n| &n.names) {
             if !names.contains(name) {
@@ -504,13 +541,26 @@ impl NameTargets {
                 .iter()
                 .map(|n| names.iter().position(|m| m == n).unwrap_or(0))
                 .collect();
+            let whole = |part: &str| part_share.and_then(|_| whole_of(part, &pixel_names.annotated));
+            let told_apart = |a: &str, b: &str| whole(a) == Some(b) || whole(b) == Some(a);
             let blocked = |name: &str| -> Vec<f32> {
                 names
                     .iter()
-                    .map(|n| if n != name && overlap(n, name) { -1e4 } else { 0.0 })
+                    .map(|n| {
+                        if n != name && overlap(n, name) && !told_apart(n, name) {
+                            -1e4
+                        } else {
+                            0.0
+                        }
+                    })
                     .collect()
             };
             let by_name: Vec<Vec<f32>> = pixel_names.names.iter().map(|n| blocked(n)).collect();
+            let wholes: Vec<Option<usize>> = pixel_names
+                .names
+                .iter()
+                .map(|n| names.iter().position(|m| Some(m.as_str()) == whole(n)))
+                .collect();
             let known = |n: &String| n == BACKGROUND || pixel_names.annotated.contains(n);
             let background: Vec<f32> = names.iter().map(|n| if known(n) { 0.0 } else { -1e4 }).collect();
             let cell = item.view.side / cells;
@@ -518,12 +568,19 @@ impl NameTargets {
                 for x in 0..cells {
                     let pixel = (y * cell + cell / 2) * item.view.side + x * cell + cell / 2;
                     let row = ((b * cells + y) * cells + x) * k;
-                    let (column, blocked) = match pixel_names.index[pixel] {
+                    let (column, whole, blocked) = match pixel_names.index[pixel] {
                         0 => continue,
-                        1 => (0, &background),
-                        i => (column[usize::from(i) - 2], &by_name[usize::from(i) - 2]),
+                        1 => (0, None, &background),
+                        i => {
+                            let i = usize::from(i) - 2;
+                            (column[i], wholes[i], &by_name[i])
+                        }
                     };
-                    target[row + column] = weight(&names[column]);
+                    let (weight, part) = (weight(&names[column]), part_share.unwrap_or(1.0));
+                    target[row + column] = whole.map_or(weight, |_| weight * part);
+                    if let Some(whole) = whole {
+                        target[row + whole] = weight * (1.0 - part);
+                    }
                     allowed[row..row + k].copy_from_slice(blocked);
                 }
             }
@@ -533,5 +590,152 @@ impl NameTargets {
             target.iter_mut().for_each(|t| *t /= total);
         }
         Self { names, target, allowed }
+    }
+
+    /// Adds up to `count` of [`STRANGERS`] that compete for every cell but those of the background, which may show
+    /// anything that nobody annotated.
+    pub fn add_strangers(&mut self, count: usize, rng: &mut impl Rng) {
+        let k = self.names.len();
+        let known: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let strangers: Vec<String> = STRANGERS
+            .sample(rng, count)
+            .filter(|word| !known.contains(word))
+            .map(|&word| word.to_owned())
+            .collect();
+        if strangers.is_empty() || k == 0 {
+            return;
+        }
+        let widen = |rows: &[f32], filler: &dyn Fn(usize) -> f32| -> Vec<f32> {
+            let rows = rows.chunks(k).enumerate();
+            rows.flat_map(|(i, row)| {
+                row.iter()
+                    .copied()
+                    .chain(std::iter::repeat_n(filler(i), strangers.len()))
+            })
+            .collect()
+        };
+        let background: Vec<bool> = self.target.chunks(k).map(|row| row[0] > 0.0).collect();
+        self.allowed = widen(&self.allowed, &|row| if background[row] { -1e4 } else { 0.0 });
+        self.target = widen(&self.target, &|_| 0.0);
+        self.names.extend(strangers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::dataset::augment::{Colours, Region};
+    use crate::train::dataset::{ClassMask, Photo, SampleInfo};
+
+    /// Two cells: a window on the left, its building on the right; the collection annotates `annotated`.
+    fn facade(annotated: &[&str]) -> Item {
+        let words = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>();
+        let region = Region {
+            x: 0.0,
+            y: 0.0,
+            width: 2.0,
+            height: 2.0,
+            flip: false,
+        };
+        Item {
+            view: View {
+                side: 2,
+                content: (2, 2),
+                pixels: Vec::new(),
+                classes: None,
+                segments: None,
+                region,
+            },
+            names: Some(PixelNames {
+                index: vec![2, 3, 2, 1],
+                names: words(&["window", "building"]),
+                annotated: words(annotated),
+            }),
+            text: None,
+        }
+    }
+
+    fn targets(annotated: &[&str], part_share: Option<f32>) -> NameTargets {
+        let base = ["background", "window", "building", "sky"].map(str::to_owned);
+        NameTargets::new(&[facade(annotated)], &base, 2, part_share, |_| 1.0)
+    }
+
+    #[test]
+    fn a_part_shares_its_cell_with_its_whole_and_the_whole_is_not_the_part() {
+        let told = targets(&["window", "building"], Some(0.75));
+        assert_eq!(told.target[..8], [0.0, 0.1875, 0.0625, 0.0, 0.0, 0.0, 0.25, 0.0]);
+        assert_eq!(told.allowed[..8], [0.0; 8]);
+        for (annotated, share) in [(&["window", "building"][..], None), (&["window"][..], Some(0.75))] {
+            let apart = targets(annotated, share);
+            assert_eq!(
+                apart.target[..8],
+                [0.0, 0.25, 0.0, 0.0, 0.0, 0.0, 0.25, 0.0],
+                "{annotated:?}"
+            );
+            assert_eq!(
+                apart.allowed[..8],
+                [0.0, 0.0, -1e4, 0.0, 0.0, -1e4, 0.0, 0.0],
+                "{annotated:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn strangers_compete_everywhere_but_on_background() {
+        let mut told = targets(&["window", "building"], None);
+        let before = told.clone();
+        told.add_strangers(3, &mut ChaCha8Rng::seed_from_u64(1));
+        assert_eq!(told.names.len(), 7);
+        for cell in 0..4 {
+            let (old, new) = (4 * cell..4 * cell + 4, 7 * cell..7 * cell + 4);
+            assert_eq!(told.target[new.clone()], before.target[old.clone()]);
+            assert_eq!(told.allowed[new.clone()], before.allowed[old]);
+            assert_eq!(told.target[new.end..new.end + 3], [0.0; 3]);
+            let stranger = if cell == 3 { -1e4 } else { 0.0 };
+            assert_eq!(told.allowed[new.end..new.end + 3], [stranger; 3]);
+        }
+        told.add_strangers(0, &mut ChaCha8Rng::seed_from_u64(1));
+        assert_eq!(told.names.len(), 7);
+    }
+
+    #[test]
+    fn a_pasted_thing_has_its_name_in_a_drawn_scene() {
+        let recipe = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+        let recipe = Recipe::read(&recipe).unwrap();
+        let table = ["unlabelled", "background", "person"].map(str::to_owned).to_vec();
+        let (width, height) = (40, 40);
+        let person = Sample {
+            key: "k".into(),
+            photo: Photo {
+                width,
+                height,
+                rgb: vec![90; 3 * width * height],
+            },
+            mask: Some(ClassMask {
+                width,
+                height,
+                classes: vec![2; width * height],
+            }),
+            segments: None,
+            info: SampleInfo::default(),
+            regions: Vec::new(),
+        };
+        let figure = cut(&person, &ClassNames::new(table), &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+        let scene = synth::draw(1, 64);
+        let pasted = paste(&figure, &scene, &mut ChaCha8Rng::seed_from_u64(2));
+        let feed = Feed::new(None, &recipe);
+        let named = |sample: &Sample| {
+            let view = crate::train::dataset::augment::view(
+                sample,
+                Region::whole(&sample.photo),
+                64,
+                Fit::Stretch,
+                Colours::SAME,
+                &NORMALISATION,
+            );
+            feed.pixel_names(sample, &view).unwrap().names
+        };
+        assert!(!named(&scene).contains(&"person".to_owned()));
+        assert_eq!(named(&pasted).last().map(String::as_str), Some("person"));
     }
 }

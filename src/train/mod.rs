@@ -27,6 +27,7 @@ pub mod run;
 pub mod sam_loss;
 pub mod schedule;
 pub mod session;
+mod strangers;
 pub mod synth;
 pub mod teachers;
 pub mod text_bank;

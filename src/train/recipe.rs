@@ -20,6 +20,9 @@ pub struct Recipe {
     pub merges: usize,
     /// Share of drawn scenes among the training samples, 0-1; 1 where no photos are given.
     pub synth_share: f64,
+    /// Departures: how pictures are varied beyond random crops, mirroring and colours.
+    #[serde(default, skip_serializing_if = "Variation::is_none")]
+    pub variation: Variation,
     /// Backbone and SAM head.
     pub sam: SamConfig,
     /// CLIP head.
@@ -97,6 +100,24 @@ impl StageName {
     }
 }
 
+/// How pictures are varied in every stage; all 0 by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Variation {
+    /// Share of the labelled pictures that are cropped around one labelled thing, 0-1.
+    pub close_ups: f64,
+    /// Share of the pictures that get a thing from another photo pasted in, 0-1.
+    pub pasted: f64,
+}
+
+impl Variation {
+    /// Whether pictures are varied no further.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One training stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,6 +136,10 @@ pub struct Stage {
     /// Prompts per image for the SAM head.
     #[serde(default)]
     pub prompts: usize,
+    /// Departure: the stage ends with the exponential moving average of its weights over the steps; the share that
+    /// each step keeps, for example 0.999. Absent: the weights of the last step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub average: Option<f32>,
 }
 
 /// Stage 3: resolution adaptation. The paper trains the CLIP head alone (`mask_decoder_rate` and
@@ -170,6 +195,39 @@ pub struct LossWeights {
     pub name_contrast: f32,
     /// Logit scale that the student starts from; CLIP's models end near 100.
     pub logit_scale: f32,
+    /// Departure: the share of a part in the region-text target of its pixels where the collection annotates the whole
+    /// too (a window in a building); the whole gets the rest and is the second-best name. Absent: part and whole never
+    /// compete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_share: Option<f32>,
+    /// Departure: the region-text loss and the CLIP teacher's words take a random word of those that people use for a
+    /// name (car, automobile, vehicle).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub synonyms: bool,
+    /// Departure: nouns per step that no labelled pixel shows and that compete with the names in the region-text loss,
+    /// so that asking for them stays without an answer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub strangers: usize,
+    /// Least weight of a name in the region-text loss; the weight is the inverse root of the name's share of the pixels,
+    /// and 2 at most.
+    #[serde(default = "half", skip_serializing_if = "is_half")]
+    pub least_weight: f32,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
+}
+
+fn half() -> f32 {
+    0.5
+}
+
+fn is_half(value: &f32) -> bool {
+    *value == half()
 }
 
 /// What the bundle fixes.
@@ -250,7 +308,7 @@ impl Recipe {
         let size = |side: usize| side >= 32 && side.is_multiple_of(16);
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
         let pools = |side: usize| side / 16 <= self.clip_head.max_grid || (side / 16).is_multiple_of(2);
-        let rules: [(&'static str, bool, String, String); 14] = [
+        let rules: [(&'static str, bool, String, String); 17] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -333,6 +391,30 @@ impl Recipe {
                 "0 to 1".into(),
             ),
             (
+                "variation",
+                [self.variation.close_ups, self.variation.pasted]
+                    .iter()
+                    .all(|share| (0.0..=1.0).contains(share)),
+                format!(
+                    "close_ups {}, pasted {}",
+                    self.variation.close_ups, self.variation.pasted
+                ),
+                "shares of 0 to 1".into(),
+            ),
+            (
+                "losses.part_share",
+                self.losses.part_share.is_none_or(|share| share > 0.5 && share <= 1.0),
+                format!("{:?}", self.losses.part_share),
+                "above 0.5, at most 1: the part must win".into(),
+            ),
+            (
+                "average",
+                self.stages()
+                    .all(|stage| stage.average.is_none_or(|kept| (0.0..1.0).contains(&kept))),
+                format!("{:?}", self.stages().map(|stage| stage.average).collect::<Vec<_>>()),
+                "0 to below 1".into(),
+            ),
+            (
                 "export.points",
                 self.export.points >= 3 && self.export.prompts > 0 && self.export.texts > 0,
                 format!(
@@ -372,6 +454,13 @@ impl Recipe {
             table.remove("clip_teacher");
         }
         table.to_string()
+    }
+
+    /// All stages that the recipe has.
+    fn stages(&self) -> impl Iterator<Item = &Stage> {
+        let teachers = self.teach_sam.iter().chain(&self.teach_clip);
+        let last = self.adapt.iter().map(|adapt| &adapt.stage);
+        teachers.chain([&self.probe, &self.distill]).chain(last)
     }
 
     /// The recipe at the size of stage 3, which is the bundle's.

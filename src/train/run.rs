@@ -84,7 +84,7 @@ impl Run {
         };
         Ok(Self {
             tokenizer: Tokenizer::shortened(recipe.merges)?,
-            feed: Feed::new(dataset, recipe.synth_share, recipe.seed),
+            feed: Feed::new(dataset, &recipe),
             folder,
             sam: options.sam,
             clip: options.clip,

@@ -18,7 +18,7 @@ use crate::train::autodiff::Graph;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
 use crate::train::recipe::{Recipe, Stage, StageName};
 use crate::train::schedule::warmup_cosine;
-use crate::train::weights::{self, Weights, WeightsError};
+use crate::train::weights::{self, Values, Weights, WeightsError};
 
 /// The backend that trains: the CPU, with gradients.
 pub type Tape = Autodiff<Flex>;
@@ -178,6 +178,22 @@ pub struct Session {
     /// Current weights.
     pub weights: Weights,
     optimizer: AdamW,
+    /// Moving averages of the weights that learn, where the stage asks for them and is not at its end.
+    average: Weights,
+}
+
+/// Prefix of averaged weights in a checkpoint.
+const AVERAGE: &str = "average.";
+
+/// The model's weights of a checkpoint, without what only a resumed run needs: moments and averages.
+#[must_use]
+pub fn model_weights(checkpoint: Weights) -> Weights {
+    let state = |name: &str| {
+        [AVERAGE, "first.", "second."]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    };
+    checkpoint.into_iter().filter(|(name, _)| !state(name)).collect()
 }
 
 impl Session {
@@ -198,6 +214,7 @@ impl Session {
             identity,
             weights: Weights::new(),
             optimizer: AdamW::default(),
+            average: Weights::new(),
         };
         if !path.exists() {
             session.weights = initial();
@@ -213,11 +230,12 @@ impl Session {
             return Err(SessionError::OtherRun { path, found, expected });
         }
         let step = field("step").parse().unwrap_or(0);
-        let (state, weights): (Weights, Weights) = weights::read(&path)?
-            .into_iter()
-            .partition(|(n, _)| n.starts_with("first.") || n.starts_with("second."));
-        session.weights = weights;
-        session.optimizer = AdamW::from_weights(step, &state);
+        let checkpoint = weights::read(&path)?;
+        session.optimizer = AdamW::from_weights(step, &checkpoint);
+        let average =
+            |(name, values): (&String, &Values)| Some((name.strip_prefix(AVERAGE)?.to_owned(), values.clone()));
+        session.average = checkpoint.iter().filter_map(average).collect();
+        session.weights = model_weights(checkpoint);
         Ok(session)
     }
 
@@ -234,6 +252,8 @@ impl Session {
     pub fn save(&self) -> Result<(), SessionError> {
         let mut all = self.weights.clone();
         all.extend(self.optimizer.to_weights());
+        let average = |(name, values): (&String, &Values)| (format!("{AVERAGE}{name}"), values.clone());
+        all.extend(self.average.iter().map(average));
         let metadata = BTreeMap::from([
             ("stage".to_owned(), self.name.clone()),
             ("step".to_owned(), self.optimizer.step.to_string()),
@@ -283,6 +303,12 @@ impl Session {
                 let norm = self
                     .optimizer
                     .step(optimizer, &mut self.weights, &gradients, |name| base * rate(name));
+                if let Some(kept) = stage.average {
+                    self.average(kept, gradients.keys());
+                }
+                if step + 1 == stage.steps {
+                    self.weights.append(&mut self.average);
+                }
                 log.compute += started.elapsed();
                 log.add(&parts);
                 progress.set_position(step + 1);
@@ -299,6 +325,23 @@ impl Session {
         })?;
         progress.finish();
         Ok(())
+    }
+}
+
+impl Session {
+    /// Moves the averages of `names` towards the current weights, faster in the first steps, when there is little to
+    /// average: the share kept is at most (1 + n) / (10 + n) after n steps.
+    fn average<'a>(&mut self, kept: f32, names: impl Iterator<Item = &'a String>) {
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // exact far beyond any run
+        let steps = self.optimizer.step.min(1 << 24) as f32;
+        let kept = kept.min((1.0 + steps) / (10.0 + steps));
+        for name in names {
+            let current = &self.weights[name];
+            let average = self.average.entry(name.clone()).or_insert_with(|| current.clone());
+            for (a, w) in average.data.iter_mut().zip(&current.data) {
+                *a = kept * *a + (1.0 - kept) * w;
+            }
+        }
     }
 }
 
@@ -381,7 +424,6 @@ pub fn gradients(
 mod tests {
     use super::*;
     use crate::train::ops::Ops;
-    use crate::train::weights::Values;
 
     fn identity(recipe: &str) -> Identity {
         Identity {
@@ -407,6 +449,10 @@ mod tests {
 
     /// 150 steps towards a moving target; the loss of `broken` is not a number.
     fn run(folder: &Path, broken: Option<u64>) -> Result<Weights, SessionError> {
+        run_averaged(folder, broken, None)
+    }
+
+    fn run_averaged(folder: &Path, broken: Option<u64>, average: Option<f32>) -> Result<Weights, SessionError> {
         let stage = Stage {
             steps: 150,
             batch: 1,
@@ -414,6 +460,7 @@ mod tests {
             backbone_rate: 1.0,
             warmup: 10,
             prompts: 0,
+            average,
         };
         let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
         session.run(
@@ -448,6 +495,23 @@ mod tests {
         });
         assert_eq!(resumed.unwrap().step(), 100);
         assert_eq!(run(stopped.path(), None).unwrap(), expected);
+    }
+
+    #[test]
+    fn averages_survive_a_stop_and_are_what_the_stage_ends_with() {
+        let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let expected = run_averaged(whole.path(), None, Some(0.9)).unwrap();
+        run_averaged(stopped.path(), Some(120), Some(0.9)).unwrap_err();
+        assert_eq!(run_averaged(stopped.path(), None, Some(0.9)).unwrap(), expected);
+        assert_eq!(
+            run_averaged(whole.path(), None, Some(0.9)).unwrap(),
+            expected,
+            "a finished stage"
+        );
+        let last = run(tempfile::tempdir().unwrap().path(), None).unwrap();
+        assert_ne!(expected, last, "the average is the last step's weights");
+        let stored = weights::read(&checkpoint(whole.path())).unwrap();
+        assert_eq!(model_weights(stored), expected);
     }
 
     #[test]

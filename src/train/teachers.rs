@@ -11,7 +11,7 @@ use crate::train::autodiff::{Graph, TokenBatch};
 use crate::train::dataset::Sample;
 use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, view};
 use crate::train::dataset::names::canonical;
-use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, in_template};
+use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, in_other_words, in_template};
 use crate::train::initial;
 use crate::train::loss::cross_entropy;
 use crate::train::model::{ClipConfig, clip, encoder, inventory};
@@ -19,6 +19,7 @@ use crate::train::ops::Ops;
 use crate::train::recipe::{Recipe, Stage, StageName};
 use crate::train::sam_loss;
 use crate::train::session::{RunFolder, SessionError, StepLoss, Tape, Tensor};
+use crate::train::strangers::STRANGERS;
 use crate::train::text_bank::tokenize;
 use crate::train::weights::Weights;
 
@@ -78,6 +79,12 @@ pub fn sam(recipe: &Recipe, stage: &Stage, feed: &Feed, folder: &RunFolder) -> R
     Ok(session.weights)
 }
 
+/// A name, or with `synonyms` one of the words for it, in one of the 80 templates.
+fn worded(name: &str, synonyms: bool, rng: &mut rand_chacha::ChaCha8Rng) -> String {
+    let word = if synonyms { in_other_words(name, rng) } else { name };
+    in_template(word, rng)
+}
+
 /// A picture and its words.
 struct Pair {
     pixels: Vec<f32>,
@@ -85,14 +92,14 @@ struct Pair {
 }
 
 /// A whole picture with its text, or a labelled region with its name.
-fn pair(feed: &Feed, sample: &Sample, side: usize, rng: &mut rand_chacha::ChaCha8Rng) -> Pair {
+fn pair(feed: &Feed, sample: &Sample, side: usize, synonyms: bool, rng: &mut rand_chacha::ChaCha8Rng) -> Pair {
     if rng.random_bool(0.7)
         && let Some((region, name)) = named_region(feed, sample, rng)
     {
         let view = view(sample, region, side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
         return Pair {
             pixels: view.pixels,
-            text: in_template(&name, rng),
+            text: worded(&name, synonyms, rng),
         };
     }
     let text = feed
@@ -177,7 +184,7 @@ pub fn clip(
     folder: &RunFolder,
 ) -> Result<Weights, SessionError> {
     let config = clip_config(recipe);
-    let side = config.vision_cfg.image_size;
+    let (side, synonyms) = (config.vision_cfg.image_size, recipe.losses.synonyms);
     let mut names = feed.names();
     names.extend(
         crate::train::synth::names()
@@ -185,6 +192,9 @@ pub fn clip(
             .filter_map(canonical)
             .map(str::to_owned),
     );
+    if recipe.losses.strangers > 0 {
+        names.extend(STRANGERS.iter().map(|&word| word.to_owned()));
+    }
     let mut session = folder.session(recipe, StageName::TeachClip, || {
         initial::weights(&inventory::clip(&config), recipe.seed + 1)
     })?;
@@ -193,7 +203,7 @@ pub fn clip(
         for slot in 0..stage.batch {
             let mut rng = feed.rng(CLIP, step, slot);
             let sample = feed.sample(CLIP, step, slot, stage.batch, 0.5);
-            let pair = pair(feed, &sample, side, &mut rng);
+            let pair = pair(feed, &sample, side, synonyms, &mut rng);
             pixels.extend(pair.pixels);
             texts.push(pair.text.chars().take(300).collect::<String>());
         }
@@ -203,7 +213,7 @@ pub fn clip(
             .map(|_| &names[rng.random_range(0..names.len())])
             .collect();
         let mut pair = || {
-            let texts: Vec<String> = chosen.iter().map(|n| in_template(n, &mut rng)).collect();
+            let texts: Vec<String> = chosen.iter().map(|n| worded(n, synonyms, &mut rng)).collect();
             tokenize(tokenizer, &texts).expect("class names are short")
         };
         let named = (chosen.iter().map(|n| (*n).clone()).collect::<Vec<_>>(), pair(), pair());

@@ -10,6 +10,7 @@
 
 pub mod augment;
 pub mod names;
+pub mod paste;
 mod sample;
 mod shard;
 

@@ -31,6 +31,47 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("tights", "stockings"),
 ];
 
+/// Canonical name → other words for the same thing that people ask with. A word belongs to one name only, but for words
+/// that two overlapping names share.
+const ALSO_CALLED: &[(&str, &[&str])] = &[
+    ("person", &["people", "human", "pedestrian", "somebody"]),
+    ("car", &["cars", "automobile", "vehicle"]),
+    ("building", &["buildings", "house", "facade"]),
+    ("road", &["street", "roadway"]),
+    ("pavement", &["sidewalk", "footpath"]),
+    ("vegetation", &["trees", "plants", "bushes", "greenery"]),
+    ("tree", &["trees"]),
+    ("grass", &["lawn", "meadow"]),
+    ("window", &["windows"]),
+    ("door", &["doors", "doorway"]),
+    ("horse", &["horses", "pony"]),
+    ("cow", &["cows", "cattle"]),
+    ("sheep", &["lamb"]),
+    ("bird", &["birds"]),
+    ("dog", &["dogs", "puppy"]),
+    ("cat", &["cats", "kitten"]),
+    ("airplane", &["aeroplane", "plane", "aircraft"]),
+    ("bicycle", &["bike", "bicycles"]),
+    ("motorcycle", &["motorbike"]),
+    ("boat", &["boats", "ship"]),
+    ("flower", &["flowers"]),
+    ("mountain", &["mountains", "hill"]),
+    ("shoes", &["footwear", "sneakers"]),
+    ("bag", &["handbag", "purse"]),
+    ("glasses", &["sunglasses", "spectacles"]),
+    ("pants", &["trousers"]),
+    ("couch", &["sofa"]),
+    ("tv", &["television"]),
+    ("truck", &["lorry"]),
+    ("face", &["faces"]),
+];
+
+/// The words for a canonical name: the name itself first, then what people also say.
+pub fn spoken(name: &str) -> impl Iterator<Item = &str> {
+    let others = ALSO_CALLED.iter().find(|(known, _)| *known == name);
+    std::iter::once(name).chain(others.into_iter().flat_map(|(_, words)| words.iter().copied()))
+}
+
 /// A whole and what may be labelled instead of it inside its outline.
 const PARTS: &[(&str, &[&str])] = &[
     ("person", PERSON_PARTS),
@@ -172,6 +213,17 @@ pub fn whole_person(sample: &Sample, names: &ClassNames) -> Option<ClassMask> {
     })
 }
 
+/// The whole that `part` belongs to and that `annotated` lists too: a collection that annotates both gives every pixel to
+/// one of them, so that a pixel of the whole is not one of the part.
+#[must_use]
+pub fn whole_of<'a>(part: &str, annotated: &'a [String]) -> Option<&'a str> {
+    let wholes = PARTS.iter().filter(|(_, parts)| parts.contains(&part));
+    wholes
+        .filter_map(|(whole, _)| annotated.iter().find(|name| name == whole))
+        .map(String::as_str)
+        .next()
+}
+
 /// Whether the photo is known not to show `name` (canonical): its collection annotates the name, and nothing labelled in
 /// it may be called so. In a fashion photo, `person` is never absent.
 #[must_use]
@@ -237,6 +289,29 @@ mod tests {
         for name in parts.chain(ALIKE.iter().flat_map(|group| group.iter())) {
             assert_eq!(canonical(name), Some(*name));
         }
+    }
+
+    #[test]
+    fn words_for_a_name_are_its_own_unless_names_overlap() {
+        assert_eq!(
+            spoken("car").collect::<Vec<_>>(),
+            ["car", "cars", "automobile", "vehicle"]
+        );
+        assert_eq!(spoken("belt").collect::<Vec<_>>(), ["belt"]);
+        for (a, words) in ALSO_CALLED {
+            assert_eq!(canonical(a), Some(*a));
+            for (b, others) in ALSO_CALLED.iter().filter(|(b, _)| !overlap(a, b)) {
+                assert!(words.iter().all(|w| w != b && !others.contains(w)), "{a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_has_a_whole_where_the_collection_knows_both() {
+        let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+        assert_eq!(whole_of("window", &names(&["car", "building"])), Some("building"));
+        assert_eq!(whole_of("window", &names(&["sky"])), None);
+        assert_eq!(whole_of("building", &names(&["building", "window"])), None);
     }
 
     #[test]
