@@ -16,8 +16,9 @@ mod asked;
 
 use serde::Serialize;
 
-use super::wording::{Words, tokenizer};
-use super::{EvalError, frame};
+use super::report::{Entry, Section};
+use super::wording::{Words, competitors, tokenizer};
+use super::{EvalError, chosen, frame};
 use crate::contract::{Bundle, Manifest};
 use crate::runtime::Engine;
 use crate::train::dataset::{Dataset, Split};
@@ -72,7 +73,7 @@ impl Share {
         self.count as f64 / self.of.max(1) as f64
     }
 
-    fn add(&mut self, yes: bool) {
+    pub(super) fn add(&mut self, yes: bool) {
         self.count += usize::from(yes);
         self.of += 1;
     }
@@ -134,29 +135,32 @@ impl Presence {
         nearest.expect("the sweep has rows")
     }
 
-    /// The sweep in Markdown: false alarms per ten queries, hits in percent.
+    /// The sweep as a table: a row per threshold, alarms per ten queries, hits in percent.
     #[must_use]
-    pub fn markdown(&self) -> String {
-        let mut out = format!(
-            "{} labelled photos; alarms per ten queries, together / each alone; bundle's threshold {}\n\n\
-             | threshold | absent | outside training | present, hit % | present, located % |\n|---|---|---|---|---|\n",
+    pub fn section(&self, model: &str, protocol: &str) -> Section {
+        let kinds: [(&str, f64, usize, fn(&Published) -> Share); 4] = [
+            ("alarms of ten absent", 10.0, 2, |p| p.absent),
+            ("alarms of ten outside", 10.0, 2, |p| p.outside),
+            ("present, hit %", 100.0, 1, |p| p.hit),
+            ("present, located %", 100.0, 1, |p| p.located),
+        ];
+        let mut columns = Vec::new();
+        let lists: [(&str, fn(&PresenceRow) -> &Published); 2] =
+            [("together", |r| &r.together), ("alone", |r| &r.alone)];
+        for (how, published) in lists {
+            for (what, factor, decimals, share) in kinds {
+                let entry = |row: &PresenceRow| {
+                    let name = format!("threshold {:.2}", row.threshold);
+                    Entry::new(name, factor * share(published(row)).value(), decimals)
+                };
+                columns.push((format!("{how}: {what}"), self.rows.iter().map(entry).collect()));
+            }
+        }
+        let title = format!(
+            "Presence by threshold: {model}, {} photos, own threshold {:.2}",
             self.photos, self.bundle_threshold
         );
-        for row in &self.rows {
-            let both = |f: fn(&Published) -> Share, factor: f64| {
-                let [a, b] = [&row.together, &row.alone].map(|p| factor * f(p).value());
-                format!("{a:.2} / {b:.2}")
-            };
-            out.push_str(&format!(
-                "| {:.2} | {} | {} | {} | {} |\n",
-                row.threshold,
-                both(|p| p.absent, 10.0),
-                both(|p| p.outside, 10.0),
-                both(|p| p.hit, 100.0),
-                both(|p| p.located, 100.0)
-            ));
-        }
-        out
+        Section::new(&title, protocol, columns)
     }
 }
 
@@ -168,17 +172,14 @@ pub fn presence(
     engine: &mut Engine,
     bundle: &Bundle,
     dataset: &Dataset,
-    part: Split,
+    part: impl Into<Option<Split>>,
     limit: usize,
 ) -> Result<Presence, EvalError> {
     let mut words = Words::new(tokenizer(bundle)?, bundle.manifest.encoder.embed_dim);
     let mut presence = Presence::new(bundle.manifest.calibration.threshold);
     let mut preprocessor = Preprocessor::new(&bundle.manifest.encoder);
     let mut features = Features::default();
-    let labelled = dataset
-        .indices(part)
-        .into_iter()
-        .filter(|&i| dataset.samples()[i].mask.is_some());
+    let labelled = chosen(dataset, part.into()).filter(|&i| dataset.samples()[i].mask.is_some());
     for index in labelled.take(limit) {
         let sample = dataset.get(index)?;
         let letterbox = preprocessor.run(&frame(&sample)?)?;
@@ -248,13 +249,9 @@ impl Photo<'_> {
 
     /// The names as queries, against the background prompts that are not among them; all of those if none is left.
     fn queries(&self, names: &[&str], threshold: f32) -> Result<Queries, EvalError> {
-        let background = self.manifest.background.iter().map(String::as_str);
-        let mut kept: Vec<&str> = background.clone().filter(|b| !names.contains(b)).collect();
-        if kept.is_empty() {
-            kept = background.collect();
-        }
         let asked: Vec<_> = names.iter().map(|n| (self.words.get(n).to_vec(), threshold)).collect();
-        let against: Vec<_> = kept.iter().map(|b| self.words.get(b).to_vec()).collect();
+        let against = competitors(self.manifest, names);
+        let against: Vec<_> = against.iter().map(|b| self.words.get(b).to_vec()).collect();
         Ok(Queries::new(self.manifest.encoder.embed_dim, &asked, &against)?)
     }
 }
@@ -277,10 +274,11 @@ mod tests {
         presence.rows.truncate(1);
         presence.rows[0].together.absent = Share { count: 3, of: 20 };
         presence.rows[0].alone.hit = Share { count: 1, of: 4 };
-        let table = presence.markdown();
-        assert!(
-            table.contains("| 0.05 | 1.50 / 0.00 | 0.00 / 0.00 | 0.00 / 25.00 |"),
-            "{table}"
+        let section = presence.section("nano", "");
+        assert_eq!(section.columns[0], "together: alarms of ten absent");
+        assert_eq!(
+            (section.rows[0].values[0], section.rows[0].values[6]),
+            (Some(1.5), Some(25.0))
         );
     }
 }

@@ -1,16 +1,21 @@
-//! Zero-shot semantic segmentation. The protocol: the validation tenth of the photos (split by hash of the
-//! key), at their own size; ten names and the bundle's background prompts compete in every photo, whatever it
-//! shows; a pixel gets the name of the highest probability, or none if the background prompts together have more. Pixels without a
-//! label do not count; a prediction on background, or on a label outside the ten, is a false positive
-//! unless the photo's collection does not annotate the name or the two names overlap. IoU is summed over all
-//! photos. The constant-class figure is the IoU of predicting that class everywhere.
+//! Zero-shot semantic segmentation.
+//!
+//! The protocol: labelled photos at their own size; all names of the table ([`classes_of`]) and the bundle's background
+//! prompts compete in every photo, whatever it shows; a pixel gets the name of the highest probability, or none if the
+//! background prompts together have more. Pixels without a label do not count; a prediction on background, or on a
+//! label outside the table, is a false positive unless the photo's collection does not annotate the name or the two
+//! names overlap. IoU is summed over all photos. The constant-class figure is the IoU of predicting that class
+//! everywhere.
 
+use super::report::Entry;
+use super::segmenter::Segmenter;
 use super::truth::{Label, Tally, Truth};
 use super::wording::{queries, tokenizer};
-use super::{EvalError, frame};
-use crate::contract::{Bundle, Manifest};
-use crate::runtime::{self, RuntimeOptions};
+use super::{EvalError, chosen, frame};
+use crate::contract::Manifest;
+use crate::runtime;
 use crate::text::templates::TEMPLATES;
+use crate::train::dataset::names::canonical;
 use crate::train::dataset::{ClassNames, Dataset, Sample, Split};
 use crate::vision::features::Features;
 use crate::vision::preprocess::Preprocessor;
@@ -31,11 +36,26 @@ pub const CLASSES: [&str; 10] = [
     "grass",
 ];
 
+/// The names that compete on `dataset`: [`CLASSES`] if its table has them all, else every name of its table.
+#[must_use]
+pub fn classes_of(dataset: &Dataset) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in dataset.names().iter().filter_map(canonical) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if CLASSES.iter().all(|c| names.contains(c)) {
+        names = CLASSES.to_vec();
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
 /// One row of the table.
 #[derive(Clone, Debug)]
 pub struct ClassResult {
     /// The class.
-    pub name: &'static str,
+    pub name: String,
     /// Photos that show it.
     pub photos: usize,
     /// IoU of predicting it everywhere.
@@ -53,6 +73,8 @@ pub struct Semantic {
     pub photos: usize,
     /// One row per class.
     pub classes: Vec<ClassResult>,
+    /// IoU of the background, CLIP head alone and both heads, where every photo's collection annotates every class.
+    pub background: Option<[f64; 2]>,
     /// Back end and provider.
     pub provider: String,
 }
@@ -66,24 +88,55 @@ impl Semantic {
         [mean(|c| c.constant), mean(|c| c.clip_head), mean(|c| c.both_heads)]
     }
 
-    /// The table in Markdown.
+    /// The rows of a table, IoU in percent.
     #[must_use]
-    pub fn markdown(&self) -> String {
-        let mut out = format!(
-            "{} validation photos, {}\n\n| class | photos | constant class | CLIP head | CLIP + SAM head |\n\
-             |---|---|---|---|---|\n",
-            self.photos, self.provider
-        );
-        for c in &self.classes {
-            let row = format!(
-                "| {} | {} | {:.3} | {:.3} | {:.3} |\n",
-                c.name, c.photos, c.constant, c.clip_head, c.both_heads
-            );
-            out.push_str(&row);
+    pub fn entries(&self) -> Vec<Entry> {
+        if self.photos == 0 {
+            return Vec::new();
         }
-        let [constant, clip, both] = self.means();
-        out.push_str(&format!("| **mean** | | {constant:.3} | {clip:.3} | {both:.3} |\n"));
-        out
+        let [_, clip, both] = self.means();
+        let head = format!("mean of {} classes, {} photos", self.classes.len(), self.photos);
+        let mut entries = vec![
+            Entry::percent(format!("{head}: CLIP head"), clip),
+            Entry::percent(format!("{head}: both heads"), both),
+        ];
+        if let Some(background) = self.background {
+            for (heads, mean, iou) in [("CLIP head", clip, background[0]), ("both heads", both, background[1])] {
+                let n = self.classes.len() as f64;
+                entries.push(Entry::percent(
+                    format!("mean with background: {heads}"),
+                    (n * mean + iou) / (n + 1.0),
+                ));
+            }
+        }
+        for c in &self.classes {
+            entries.push(Entry::percent(
+                format!("{}, {} photos: CLIP head", c.name, c.photos),
+                c.clip_head,
+            ));
+            entries.push(Entry::percent(
+                format!("{}, {} photos: both heads", c.name, c.photos),
+                c.both_heads,
+            ));
+        }
+        entries
+    }
+
+    /// The same rows for the constant-class figure.
+    #[must_use]
+    pub fn constant_entries(&self) -> Vec<Entry> {
+        let constant = |c: &ClassResult| ClassResult {
+            clip_head: c.constant,
+            both_heads: c.constant,
+            ..c.clone()
+        };
+        let classes = self.classes.iter().map(constant).collect();
+        Self {
+            classes,
+            background: None,
+            ..self.clone()
+        }
+        .entries()
     }
 }
 
@@ -91,26 +144,36 @@ impl Semantic {
 pub struct Measurement<'a> {
     manifest: &'a Manifest,
     queries: Queries,
+    classes: Vec<String>,
     preprocessor: Preprocessor,
     features: Features,
-    tallies: [[Tally; CLASSES.len()]; 2],
+    /// CLIP head alone, both heads.
+    tallies: [Vec<Tally>; 2],
+    background: [Tally; 2],
+    /// Whether every photo's collection annotates every class.
+    complete: bool,
     photos: usize,
-    shown: [usize; CLASSES.len()],
+    shown: Vec<usize>,
     pixels: u64,
 }
 
 impl<'a> Measurement<'a> {
-    /// Nothing measured yet; `queries` as [`queries`] makes them.
+    /// Nothing measured yet; `queries` as [`queries`] makes them of `classes`.
+    ///
+    /// [`queries`]: super::queries
     #[must_use]
-    pub fn new(manifest: &'a Manifest, queries: Queries) -> Self {
+    pub fn new<N: AsRef<str>>(manifest: &'a Manifest, queries: Queries, classes: &[N]) -> Self {
         Self {
             manifest,
             queries,
+            classes: classes.iter().map(|c| c.as_ref().to_owned()).collect(),
             preprocessor: Preprocessor::new(&manifest.encoder),
             features: Features::default(),
-            tallies: [[Tally::default(); CLASSES.len()]; 2],
+            tallies: [(); 2].map(|()| vec![Tally::default(); classes.len()]),
+            background: [Tally::default(); 2],
+            complete: true,
             photos: 0,
-            shown: [0; CLASSES.len()],
+            shown: vec![0; classes.len()],
             pixels: 0,
         }
     }
@@ -142,20 +205,22 @@ impl<'a> Measurement<'a> {
         );
         if sample.mask.is_some() {
             let decoded = engine.decoder.decode(&self.features, &prompts)?;
-            self.count(&Truth::of(sample, names), &scores, &prompts, &decoded);
+            self.count(&Truth::of(sample, names, &self.classes), &scores, &prompts, &decoded);
         }
         Ok((scores, prompts))
     }
 
     fn count(&mut self, truth: &Truth, scores: &ScoreMap, prompts: &[DecoderPrompt], decoded: &[DecodedPrompt]) {
-        let rules = RefineRules::default();
-        let alone: Vec<Vec<f32>> = (0..CLASSES.len()).map(|q| scores.frame_logits(q)).collect();
-        let both = (0..CLASSES.len()).map(|q| semantic_logits(scores, q, prompts, decoded, &rules));
+        let (rules, classes) = (RefineRules::default(), self.classes.len());
+        let alone: Vec<Vec<f32>> = (0..classes).map(|q| scores.frame_logits(q)).collect();
+        let both = (0..classes).map(|q| semantic_logits(scores, q, prompts, decoded, &rules));
         let both: Vec<Vec<f32>> = both.collect();
         let none = background_probability(&alone);
-        truth.count(&alone, &none, &mut self.tallies[0]);
-        truth.count(&both, &none, &mut self.tallies[1]);
+        let [of_alone, of_both] = &mut self.tallies;
+        truth.count(&alone, &none, of_alone, &mut self.background[0]);
+        truth.count(&both, &none, of_both, &mut self.background[1]);
         self.photos += 1;
+        self.complete &= truth.annotated.iter().all(|a| *a);
         self.pixels += truth.label.iter().filter(|l| !matches!(l, Label::Unknown)).count() as u64;
         for (class, shown) in self.shown.iter_mut().enumerate() {
             *shown += usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
@@ -165,8 +230,8 @@ impl<'a> Measurement<'a> {
     /// The table of all labelled photos so far.
     #[must_use]
     pub fn finish(&self, provider: &str) -> Semantic {
-        let classes = CLASSES.iter().enumerate().map(|(i, name)| ClassResult {
-            name,
+        let classes = self.classes.iter().enumerate().map(|(i, name)| ClassResult {
+            name: name.clone(),
             photos: self.shown[i],
             constant: self.tallies[0][i].labelled as f64 / self.pixels.max(1) as f64,
             clip_head: self.tallies[0][i].iou(),
@@ -175,31 +240,30 @@ impl<'a> Measurement<'a> {
         Semantic {
             photos: self.photos,
             classes: classes.collect(),
+            background: (self.complete && self.background[0].labelled > 0).then(|| self.background.map(|t| t.iou())),
             provider: provider.into(),
         }
     }
 }
 
-/// Measures semantic segmentation of `bundle` on one part of `dataset`, at most `limit` photos.
+/// Measures semantic segmentation of `model` on one part of `dataset`, at most `limit` labelled photos.
 ///
 /// # Errors
-/// [`EvalError`] if the bundle does not run or a photo cannot be read.
+/// [`EvalError`] if the model does not run or a photo cannot be read.
 pub fn semantic(
-    bundle: &Bundle,
-    options: &RuntimeOptions,
+    model: &mut Segmenter,
     dataset: &Dataset,
+    part: Option<Split>,
     limit: usize,
-    part: Split,
 ) -> Result<Semantic, EvalError> {
-    let mut engine = runtime::open(bundle, options)?;
-    let queries = queries(&mut *engine.text, &tokenizer(bundle)?, &bundle.manifest, &TEMPLATES)?;
-    let mut measurement = Measurement::new(&bundle.manifest, queries);
-    let with_mask = dataset
-        .indices(part)
-        .into_iter()
-        .filter(|&i| dataset.samples()[i].mask.is_some());
+    let classes = classes_of(dataset);
+    let (bundle, engine) = (&model.bundle, &mut model.engine);
+    let tokenizer = tokenizer(bundle)?;
+    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &classes)?;
+    let mut measurement = Measurement::new(&bundle.manifest, queries, &classes);
+    let with_mask = chosen(dataset, part).filter(|&i| dataset.samples()[i].mask.is_some());
     for index in with_mask.take(limit) {
-        measurement.photo(&mut engine, &dataset.get(index)?, dataset.names())?;
+        measurement.photo(engine, &dataset.get(index)?, dataset.names())?;
     }
     Ok(measurement.finish(&engine.provider))
 }

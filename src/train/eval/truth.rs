@@ -1,6 +1,5 @@
-//! What a photo's labels say about the ten classes of the table, and the counting of right and wrong pixels.
+//! What a photo's labels say about the classes of a table, and the counting of right and wrong pixels.
 
-use super::semantic::CLASSES;
 use crate::train::dataset::names::{canonical, overlap, whole_person};
 use crate::train::dataset::{ClassNames, Sample};
 use crate::vision::query::sigmoid;
@@ -43,13 +42,13 @@ pub(super) struct Truth {
     /// Per pixel, row-major.
     pub(super) label: Vec<Label>,
     /// Per class: whether a prediction on background counts.
-    pub(super) annotated: [bool; CLASSES.len()],
-    /// Per table index: classes that a label outside the ten may also be called.
-    pub(super) tolerated: Vec<[bool; CLASSES.len()]>,
+    pub(super) annotated: Vec<bool>,
+    /// Per table index: classes that a label outside the table may also be called.
+    pub(super) tolerated: Vec<Vec<bool>>,
 }
 
 impl Truth {
-    pub(super) fn of(sample: &Sample, names: &ClassNames) -> Self {
+    pub(super) fn of(sample: &Sample, names: &ClassNames, classes: &[String]) -> Self {
         let mask = whole_person(sample, names).or_else(|| sample.mask.clone());
         let table: Vec<Label> = (0..names.len())
             .map(|i| {
@@ -58,7 +57,7 @@ impl Truth {
                 };
                 match names.name(index).map(|n| (n, canonical(n))) {
                     _ if index == ClassNames::BACKGROUND => Label::Background,
-                    Some((_, Some(name))) => CLASSES
+                    Some((_, Some(name))) => classes
                         .iter()
                         .position(|c| *c == name)
                         .map_or(Label::Other(index), Label::Class),
@@ -68,39 +67,57 @@ impl Truth {
             .collect();
         let tolerated = (0..names.len()).map(|i| {
             let name = u8::try_from(i).ok().and_then(|i| names.name(i)).and_then(canonical);
-            CLASSES.map(|c| name.is_some_and(|n| overlap(n, c)))
+            let also = |class: &String| name.is_some_and(|n| overlap(n, class));
+            classes.iter().map(also).collect()
         });
-        let classes = mask.map(|m| m.classes).unwrap_or_default();
+        let labels = mask.map(|m| m.classes).unwrap_or_default();
+        let annotated = |class: &String| sample.info.vocab.iter().any(|v| canonical(v) == Some(class));
         Self {
-            label: classes.iter().map(|&c| table[usize::from(c)].clone()).collect(),
-            annotated: CLASSES.map(|c| sample.info.vocab.iter().any(|v| canonical(v) == Some(c))),
+            label: labels.iter().map(|&c| table[usize::from(c)].clone()).collect(),
+            annotated: classes.iter().map(annotated).collect(),
             tolerated: tolerated.collect(),
         }
     }
 
-    /// Adds the prediction by `logits[class][pixel]` (log odds) to the tallies; `none` is the background's probability.
-    pub(super) fn count(&self, logits: &[Vec<f32>], none: &[f32], tallies: &mut [Tally; CLASSES.len()]) {
+    /// Adds the prediction by `logits[class][pixel]` (log odds) to the tallies of the classes and of the background;
+    /// `none` is the background's probability.
+    pub(super) fn count(&self, logits: &[Vec<f32>], none: &[f32], tallies: &mut [Tally], background: &mut Tally) {
         for (pixel, label) in self.label.iter().enumerate() {
-            let best = (0..CLASSES.len()).max_by(|&a, &b| logits[a][pixel].total_cmp(&logits[b][pixel]));
+            let best = (0..tallies.len()).max_by(|&a, &b| logits[a][pixel].total_cmp(&logits[b][pixel]));
             let best = best.filter(|&b| sigmoid(logits[b][pixel]) >= none[pixel]);
-            match label {
-                Label::Unknown => {}
-                Label::Background => {
-                    if let Some(b) = best.filter(|&b| self.annotated[b]) {
-                        tallies[b].predicted += 1;
-                    }
+            self.count_pixel(label, best, tallies, background);
+        }
+    }
+
+    /// Adds one pixel's predicted class, or none for background.
+    pub(super) fn count_pixel(
+        &self,
+        label: &Label,
+        predicted: Option<usize>,
+        tallies: &mut [Tally],
+        background: &mut Tally,
+    ) {
+        let counted = *label != Label::Unknown;
+        background.predicted += u64::from(counted && predicted.is_none());
+        match label {
+            Label::Unknown => {}
+            Label::Background => {
+                background.labelled += 1;
+                background.both += u64::from(predicted.is_none());
+                if let Some(b) = predicted.filter(|&b| self.annotated[b]) {
+                    tallies[b].predicted += 1;
                 }
-                Label::Other(index) => {
-                    if let Some(b) = best.filter(|&b| !self.tolerated[usize::from(*index)][b]) {
-                        tallies[b].predicted += 1;
-                    }
+            }
+            Label::Other(index) => {
+                if let Some(b) = predicted.filter(|&b| !self.tolerated[usize::from(*index)][b]) {
+                    tallies[b].predicted += 1;
                 }
-                Label::Class(class) => {
-                    tallies[*class].labelled += 1;
-                    if let Some(b) = best {
-                        tallies[b].predicted += 1;
-                        tallies[b].both += u64::from(b == *class);
-                    }
+            }
+            Label::Class(class) => {
+                tallies[*class].labelled += 1;
+                if let Some(b) = predicted {
+                    tallies[b].predicted += 1;
+                    tallies[b].both += u64::from(b == *class);
                 }
             }
         }
@@ -111,10 +128,12 @@ impl Truth {
 mod tests {
     use super::*;
 
+    const CLASSES: usize = 10;
+
     fn truth(label: Vec<Label>) -> Truth {
-        let mut annotated = [false; CLASSES.len()];
+        let mut annotated = vec![false; CLASSES];
         annotated[1] = true;
-        let mut tolerated = vec![[false; CLASSES.len()]; 2];
+        let mut tolerated = vec![vec![false; CLASSES]; 2];
         tolerated[1][4] = true;
         Truth {
             label,
@@ -125,7 +144,7 @@ mod tests {
 
     /// Logits that name `class` on every pixel, with `level`.
     fn everywhere(class: usize, level: f32, pixels: usize) -> Vec<Vec<f32>> {
-        (0..CLASSES.len())
+        (0..CLASSES)
             .map(|c| vec![if c == class { level } else { level - 5.0 }; pixels])
             .collect()
     }
@@ -139,8 +158,8 @@ mod tests {
             Label::Background,
             Label::Other(1),
         ];
-        let mut tallies = [Tally::default(); CLASSES.len()];
-        truth(labels).count(&everywhere(1, 1.0, 5), &[0.5; 5], &mut tallies);
+        let mut tallies = [Tally::default(); CLASSES];
+        truth(labels).count(&everywhere(1, 1.0, 5), &[0.5; 5], &mut tallies, &mut Tally::default());
         assert_eq!(
             tallies[1],
             Tally {
@@ -161,16 +180,36 @@ mod tests {
     }
 
     #[test]
+    fn background_is_right_where_nothing_is_predicted() {
+        let labels = vec![Label::Background, Label::Class(1), Label::Unknown, Label::Background];
+        let (mut tallies, mut background) = ([Tally::default(); CLASSES], Tally::default());
+        let mut logits = everywhere(1, -3.0, 4);
+        logits[1][3] = 3.0;
+        truth(labels).count(&logits, &[0.5; 4], &mut tallies, &mut background);
+        let expected = Tally {
+            both: 1,
+            predicted: 2,
+            labelled: 2,
+        };
+        assert_eq!(background, expected);
+    }
+
+    #[test]
     fn unannotated_background_and_overlapping_names_are_no_mistakes() {
-        let mut tallies = [Tally::default(); CLASSES.len()];
-        truth(vec![Label::Background, Label::Other(1)]).count(&everywhere(4, 1.0, 2), &[0.5; 2], &mut tallies);
+        let mut tallies = [Tally::default(); CLASSES];
+        truth(vec![Label::Background, Label::Other(1)]).count(
+            &everywhere(4, 1.0, 2),
+            &[0.5; 2],
+            &mut tallies,
+            &mut Tally::default(),
+        );
         assert_eq!(tallies[4], Tally::default());
     }
 
     #[test]
     fn a_pixel_whose_best_name_is_below_the_background_has_none() {
-        let mut tallies = [Tally::default(); CLASSES.len()];
-        truth(vec![Label::Class(1)]).count(&everywhere(1, -0.1, 1), &[0.5], &mut tallies);
+        let mut tallies = [Tally::default(); CLASSES];
+        truth(vec![Label::Class(1)]).count(&everywhere(1, -0.1, 1), &[0.5], &mut tallies, &mut Tally::default());
         assert_eq!(
             tallies[1],
             Tally {

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use super::EvalError;
-use super::semantic::CLASSES;
 use crate::contract::{Bundle, Manifest};
 use crate::runtime::TextEncoder;
 use crate::text::templates::TEMPLATES;
@@ -38,32 +37,37 @@ pub fn tokenizer(bundle: &Bundle) -> Result<Tokenizer, EvalError> {
     Ok(Tokenizer::from_merges(&text)?)
 }
 
-/// Embeddings of [`CLASSES`] and of the bundle's background prompts, each the mean over `templates`.
+/// Embeddings of `names` and of the bundle's background prompts, each the mean over `templates`.
 ///
 /// # Errors
 /// [`EvalError`] if the text encoder fails or a name does not fit its context.
-pub fn queries(
+pub fn queries<N: AsRef<str>>(
     text: &mut dyn TextEncoder,
     tokenizer: &Tokenizer,
     manifest: &Manifest,
     templates: &[&str],
+    names: &[N],
 ) -> Result<Queries, EvalError> {
     let width = manifest.encoder.embed_dim;
     let mut asked = Vec::new();
-    for name in CLASSES {
-        asked.push((embed(text, tokenizer, name, width, templates)?, 0.5));
+    for name in names {
+        asked.push((embed(text, tokenizer, name.as_ref(), width, templates)?, 0.5));
     }
     let mut background = Vec::new();
-    for name in competitors(manifest) {
+    for name in competitors(manifest, names) {
         background.push(embed(text, tokenizer, name, width, templates)?);
     }
     Ok(Queries::new(width, &asked, &background)?)
 }
 
-/// The bundle's background prompts that are not asked about themselves.
-pub fn competitors(manifest: &Manifest) -> impl Iterator<Item = &str> {
+/// The bundle's background prompts that are not asked about themselves; all of them if none is left.
+pub fn competitors<'m, N: AsRef<str>>(manifest: &'m Manifest, asked: &[N]) -> Vec<&'m str> {
     let background = manifest.background.iter().map(String::as_str);
-    background.filter(|b| !CLASSES.contains(b))
+    let kept: Vec<&str> = background
+        .clone()
+        .filter(|b| !asked.iter().any(|a| a.as_ref() == *b))
+        .collect();
+    if kept.is_empty() { background.collect() } else { kept }
 }
 
 /// Text embeddings by name, each computed once.
@@ -99,6 +103,34 @@ impl Words {
             }
         }
         Ok(())
+    }
+
+    /// Unit-norm embedding `[D]` of each name, templates averaged.
+    ///
+    /// # Errors
+    /// As [`Self::learn`].
+    pub(super) fn names(&mut self, text: &mut dyn TextEncoder, names: &[String]) -> Result<Vec<Vec<f32>>, EvalError> {
+        self.learn(text, names.iter().map(String::as_str))?;
+        Ok(names.iter().map(|n| self.known[n].clone()).collect())
+    }
+
+    /// Unit-norm embedding `[D]` of each sentence as it is; nothing for one that is longer than the model's context.
+    ///
+    /// # Errors
+    /// [`EvalError`] if the text encoder fails.
+    pub(super) fn sentences(
+        &self,
+        text: &mut dyn TextEncoder,
+        sentences: &[String],
+    ) -> Result<Vec<Option<Vec<f32>>>, EvalError> {
+        let ids: Vec<Option<Vec<u32>>> = sentences
+            .iter()
+            .map(|s| self.tokenizer.encode(s).ok().map(|ids| ids.to_vec()))
+            .collect();
+        let mut rows = text
+            .embed(&ids.iter().flatten().cloned().collect::<Vec<_>>())?
+            .into_iter();
+        Ok(ids.iter().map(|ids| ids.as_ref().and_then(|_| rows.next())).collect())
     }
 
     /// Unit-norm embedding `[D]` of a learnt name.
