@@ -9,8 +9,9 @@ use samclip::contract::Manifest;
 use samclip::runtime::{self, Backend, RuntimeOptions};
 use samclip::train::autodiff::Graph;
 use samclip::train::model::encode;
-use samclip::train::recipe::Recipe;
-use samclip::train::weights;
+use samclip::train::recipe::{BatchSize, Recipe, Separate, Watch};
+use samclip::train::session::model_weights;
+use samclip::train::weights::{self, Weights};
 use samclip::vision::features::Features;
 
 fn train(arguments: &[&str]) -> Output {
@@ -101,8 +102,7 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
         bundle.manifest.encoder.side, 96,
         "the bundle has the size of the last stage"
     );
-    let mut weights = weights::read(&out.join("adapt.safetensors")).unwrap();
-    weights.retain(|name, _| !name.starts_with("first.") && !name.starts_with("second."));
+    let weights = model_weights(weights::read(&out.join("adapt.safetensors")).unwrap());
     let graph = Graph::<burn_flex::Flex>::new(&weights, Default::default());
     let image: Vec<f32> = (0..3 * 96 * 96).map(|i| (i as f32 * 0.011).sin()).collect();
     let expected = encode(&graph, &recipe.merged(), &graph.input(image.clone(), &[1, 3, 96, 96]));
@@ -140,6 +140,67 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
             "{name}: relative L2 {}",
             (error / norm).sqrt()
         );
+    }
+}
+
+/// The paper's steps: CLIP batches of two sizes and SAM batches in stage 2, CLIP batches alone in stage 3.
+#[test]
+fn separate_batches_of_several_sizes_train_what_the_paper_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let mut recipe = Recipe::read(&path).unwrap();
+    let size = |side, batch| BatchSize { side, batch };
+    recipe.distill.separate = Some(Separate {
+        clip: vec![size(64, 2), size(96, 1)],
+        sam_batch: 1,
+    });
+    (recipe.distill.accumulate, recipe.distill.steps) = (2, 3);
+    recipe.distill.watch = Some(Watch {
+        every: 1,
+        photos: 2,
+        tolerance: 100.0,
+    });
+    recipe.losses.region_text = 0.0;
+    let adapt = recipe.adapt.as_mut().unwrap();
+    (adapt.own_prompts, adapt.mask_decoder_rate) = (0.0, 0.0);
+    adapt.stage.separate = Some(Separate {
+        clip: vec![size(64, 2), size(128, 1)],
+        sam_batch: 0,
+    });
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    let arguments = [
+        "adapt",
+        "--recipe",
+        path.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let output = train(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("kept of SAM"), "{}", text(&output.stderr));
+    let read = |stage: &str| weights::read(&out.join(format!("{stage}.safetensors"))).unwrap();
+    let (probed, distilled, adapted) = (read("probe"), read("distill"), read("adapt"));
+    let moved = |before: &Weights, after: &Weights, prefix: &str| {
+        let names = before
+            .keys()
+            .filter(|n| n.starts_with(prefix) && !n.contains("pos_embed"));
+        names.filter(|n| before[*n] != after[*n]).count()
+    };
+    for prefix in ["image_encoder.blocks", "clip_head", "mask_decoder"] {
+        assert!(
+            moved(&probed, &distilled, prefix) > 0,
+            "stage 2 leaves {prefix} as it was"
+        );
+    }
+    for frozen in ["prompt_encoder", "transformer", "token_embedding"] {
+        assert_eq!(moved(&probed, &distilled, frozen), 0, "stage 2 moves {frozen}");
+    }
+    assert!(
+        moved(&distilled, &adapted, "clip_head") > 0,
+        "stage 3 leaves the CLIP head as it was"
+    );
+    for frozen in ["image_encoder", "mask_decoder", "prompt_encoder"] {
+        assert_eq!(moved(&distilled, &adapted, frozen), 0, "stage 3 moves {frozen}");
     }
 }
 

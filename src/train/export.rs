@@ -63,17 +63,12 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
     if shortened {
         write(MERGES_FILE, standard_merges(recipe.merges)?.as_bytes())?;
     }
-    let grid = config.sam.grid();
     let encoder = EncoderSpec {
         side: config.sam.image_size,
         stride: config.sam.patch_size,
         neck_channels: config.sam.out_chans,
         embed_dim: config.clip_head.text_dim,
-        patch_grid: if grid > config.clip_head.max_grid {
-            grid / 2
-        } else {
-            grid
-        },
+        patch_grid: config.patch_grid(config.sam.image_size),
         mean: NORMALISATION.mean,
         std: NORMALISATION.std,
     };

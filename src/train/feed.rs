@@ -191,6 +191,16 @@ impl Feed {
         }
     }
 
+    /// A view of a sample as an item, with its names.
+    #[must_use]
+    pub fn viewed(&self, sample: &Sample, view: View) -> Item {
+        Item {
+            names: self.pixel_names(sample, &view),
+            view,
+            text: None,
+        }
+    }
+
     fn pixel_names(&self, sample: &Sample, view: &View) -> Option<PixelNames> {
         if !sample.regions.is_empty() {
             let index = view
@@ -335,6 +345,29 @@ impl PromptBatch {
 }
 
 impl PromptBatch {
+    /// Adds exact boxes around up to `most` of the largest regions of one view; `n` points each, mask side `low`.
+    pub fn push_boxes(&mut self, item: &Item, most: usize, n: usize, low: usize) {
+        let mut regions = regions(item);
+        regions.sort_by_key(|region| std::cmp::Reverse(region.pixels.len()));
+        regions.truncate(most);
+        self.per_image = regions.len();
+        for region in regions {
+            let side = item.view.side;
+            let ([left, top], [right, bottom]) = region.bounds(side);
+            let mut coords = vec![left, top, right, bottom];
+            coords.resize(2 * n, 0.0);
+            let mut labels = vec![2.0, 3.0];
+            labels.resize(n, -1.0);
+            self.coords.extend(coords);
+            self.labels.extend(labels);
+            self.target.extend(shrink(|i| region.contains(item, i), side, low));
+            self.mask.extend(std::iter::repeat_n(0.0, low * low));
+            self.has_mask.push(0.0);
+            self.counts.push(1.0);
+            self.named.push(region.name);
+        }
+    }
+
     /// Makes the centres of `patches` of an `n × n` grid over `side` pixels the foreground points of prompt `row`; no
     /// patches leave it as it is.
     pub fn set_points(&mut self, row: usize, patches: &[usize], n: usize, side: usize) {
@@ -374,6 +407,19 @@ impl Region {
         }
     }
 
+    /// Corners `[x, y]` of the bounding box in a view of `side` pixels.
+    fn bounds(&self, side: usize) -> ([f32; 2], [f32; 2]) {
+        let (mut low, mut high) = ([side as f32; 2], [0.0_f32; 2]);
+        for &pixel in &self.pixels {
+            let at = [(pixel as usize % side) as f32, (pixel as usize / side) as f32];
+            for axis in 0..2 {
+                low[axis] = low[axis].min(at[axis]);
+                high[axis] = high[axis].max(at[axis] + 1.0);
+            }
+        }
+        (low, high)
+    }
+
     /// One to `min(3, n)` points inside.
     fn random_points(&self, side: usize, n: usize, rng: &mut impl Rng) -> (Vec<f32>, Vec<f32>) {
         let count = rng.random_range(1..=n.min(3));
@@ -393,14 +439,7 @@ impl Region {
 
     /// The bounding box with each side moved by up to a tenth of the box, 20 px at most (SAM's training).
     fn noisy_box(&self, side: usize, n: usize, rng: &mut impl Rng) -> (Vec<f32>, Vec<f32>) {
-        let (mut low, mut high) = ([side as f32; 2], [0.0_f32; 2]);
-        for &pixel in &self.pixels {
-            let at = [(pixel as usize % side) as f32, (pixel as usize / side) as f32];
-            for axis in 0..2 {
-                low[axis] = low[axis].min(at[axis]);
-                high[axis] = high[axis].max(at[axis] + 1.0);
-            }
-        }
+        let (low, high) = self.bounds(side);
         let mut jitter = |value: f32, extent: f32| {
             let reach = (0.1 * extent).clamp(0.01, 20.0);
             (value + rng.random_range(-reach..reach)).clamp(0.0, side as f32)

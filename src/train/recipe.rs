@@ -140,6 +140,69 @@ pub struct Stage {
     /// each step keeps, for example 0.999. Absent: the weights of the last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub average: Option<f32>,
+    /// Micro-batches whose gradients are averaged before the optimiser moves: the batch of a step is this many times
+    /// `batch`, the memory is that of one.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub accumulate: usize,
+    /// The paper's step: a CLIP batch and a SAM batch of different pictures. Absent: one batch of `batch` pictures serves
+    /// all losses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separate: Option<Separate>,
+    /// Early stop by the forgetting measure. Absent: all steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch: Option<Watch>,
+}
+
+impl Stage {
+    /// Most pictures of one micro-batch.
+    #[must_use]
+    pub fn largest_batch(&self) -> usize {
+        self.separate.as_ref().map_or(self.batch, |separate| {
+            let clip = separate.clip.iter().map(|size| size.batch);
+            clip.chain([separate.sam_batch]).max().unwrap_or(0)
+        })
+    }
+}
+
+/// A step of two kinds of batches (paper section 3; sizes as in CVNets' variable batch sampler).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Separate {
+    /// Sizes of the CLIP batch, one of them drawn for every micro-batch; the paper: 224 and 448 px in stage 2.
+    pub clip: Vec<BatchSize>,
+    /// Pictures of the SAM batch, at the model's own size; 0 for none, which is the paper's stage 3.
+    pub sam_batch: usize,
+}
+
+/// Side and number of the pictures of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchSize {
+    /// Side in pixels, a multiple of 16.
+    pub side: usize,
+    /// Pictures, at least 1.
+    pub batch: usize,
+}
+
+/// When a stage ends early because the student forgets what SAM knows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// Steps between two looks.
+    pub every: u64,
+    /// Pictures of the validation split that are looked at.
+    pub photos: usize,
+    /// Points of mask IoU from box prompts that the student may lose against its best look before the stage ends with
+    /// the weights of that look.
+    pub tolerance: f32,
+}
+
+fn once() -> usize {
+    1
+}
+
+fn is_once(value: &usize) -> bool {
+    *value == once()
 }
 
 /// Stage 3: resolution adaptation. The paper trains the CLIP head alone (`mask_decoder_rate` and
@@ -307,8 +370,9 @@ impl Recipe {
             .unwrap_or(0);
         let size = |side: usize| side >= 32 && side.is_multiple_of(16);
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
-        let pools = |side: usize| side / 16 <= self.clip_head.max_grid || (side / 16).is_multiple_of(2);
-        let rules: [(&'static str, bool, String, String); 17] = [
+        let grid = |side: usize| side / 16;
+        let pools = |side: usize| grid(side) == self.merged().patch_grid(side) || grid(side).is_multiple_of(2);
+        let rules: [(&'static str, bool, String, String); 19] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -413,6 +477,33 @@ impl Recipe {
                     .all(|stage| stage.average.is_none_or(|kept| (0.0..1.0).contains(&kept))),
                 format!("{:?}", self.stages().map(|stage| stage.average).collect::<Vec<_>>()),
                 "0 to below 1".into(),
+            ),
+            (
+                "accumulate, watch",
+                self.stages()
+                    .all(|s| s.accumulate > 0 && s.watch.is_none_or(|w| w.every > 0 && w.photos > 0)),
+                format!(
+                    "{:?}",
+                    self.stages().map(|s| (s.accumulate, s.watch)).collect::<Vec<_>>()
+                ),
+                "accumulate, watch.every and watch.photos of at least 1".into(),
+            ),
+            (
+                "separate",
+                self.teach_sam
+                    .iter()
+                    .chain(&self.teach_clip)
+                    .all(|s| s.separate.is_none() && s.accumulate == 1)
+                    && self.stages().filter_map(|s| s.separate.as_ref()).all(|separate| {
+                        let fits = |c: &BatchSize| size(c.side) && pools(c.side) && c.batch > 0;
+                        !separate.clip.is_empty() && separate.clip.iter().all(fits)
+                    }),
+                format!(
+                    "{:?}",
+                    self.stages().map(|s| (s.accumulate, &s.separate)).collect::<Vec<_>>()
+                ),
+                "one or more CLIP sizes, each a multiple of 16 that the CLIP head can pool; not in a teacher's stage"
+                    .into(),
             ),
             (
                 "export.points",

@@ -73,7 +73,8 @@ pub fn loss(
 }
 
 /// IoU of `logits [R, 4, P] > 0` with `target [R, P] > 0.5`: `[R, 4]`.
-fn measured_iou(logits: &[f32], target: &[f32], pixels: usize) -> Vec<f32> {
+#[must_use]
+pub fn measured_iou(logits: &[f32], target: &[f32], pixels: usize) -> Vec<f32> {
     logits
         .chunks(pixels)
         .enumerate()

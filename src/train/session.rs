@@ -4,6 +4,7 @@
 //! step count; so a run that was killed goes on exactly where its last checkpoint was.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::train::autodiff::Graph;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
-use crate::train::recipe::{Recipe, Stage, StageName};
+use crate::train::recipe::{Recipe, Stage, StageName, Watch};
 use crate::train::schedule::warmup_cosine;
 use crate::train::weights::{self, Values, Weights, WeightsError};
 
@@ -180,6 +181,20 @@ pub struct Session {
     optimizer: AdamW,
     /// Moving averages of the weights that learn, where the stage asks for them and is not at its end.
     average: Weights,
+    watched: Watched,
+    measure: Option<Measure>,
+}
+
+/// A measure of what the student has kept, in points; more is better.
+pub type Measure = Box<dyn FnMut(&Weights) -> f32>;
+
+/// State of an early stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Watched {
+    /// Best look so far.
+    best: Option<f32>,
+    /// Whether the stage has ended before its last step.
+    stopped: bool,
 }
 
 /// Prefix of averaged weights in a checkpoint.
@@ -215,6 +230,8 @@ impl Session {
             weights: Weights::new(),
             optimizer: AdamW::default(),
             average: Weights::new(),
+            watched: Watched::default(),
+            measure: None,
         };
         if !path.exists() {
             session.weights = initial();
@@ -230,6 +247,10 @@ impl Session {
             return Err(SessionError::OtherRun { path, found, expected });
         }
         let step = field("step").parse().unwrap_or(0);
+        session.watched = Watched {
+            best: field("best_look").parse().ok(),
+            stopped: field("stopped") == "early",
+        };
         let checkpoint = weights::read(&path)?;
         session.optimizer = AdamW::from_weights(step, &checkpoint);
         let average =
@@ -259,12 +280,55 @@ impl Session {
             ("step".to_owned(), self.optimizer.step.to_string()),
             ("recipe".to_owned(), self.identity.recipe.clone()),
             ("data".to_owned(), self.identity.data.clone()),
+            (
+                "stopped".to_owned(),
+                if self.watched.stopped { "early" } else { "" }.to_owned(),
+            ),
+            (
+                "best_look".to_owned(),
+                self.watched.best.map_or_else(String::new, |best| best.to_string()),
+            ),
         ]);
         Ok(weights::write(&self.path, &all, &metadata)?)
     }
 
-    /// Runs the stage to its end: `batch` makes the input of a step on another thread, `loss` computes.
-    /// `rate` gives each weight's factor on the learning rate, 0 for frozen weights.
+    /// Has `measure` look at the weights as the stage's `watch` says.
+    pub fn watch_with(&mut self, measure: Measure) {
+        self.measure = Some(measure);
+    }
+
+    /// The file with the weights of the best look.
+    fn best_path(&self) -> PathBuf {
+        self.path.with_extension("best.safetensors")
+    }
+
+    /// One look: keeps the weights if they are the best so far; if they lost more than `watch` tolerates, takes back the
+    /// best ones and says so with true.
+    fn look(&mut self, watch: &Watch) -> Result<bool, SessionError> {
+        let Some(measure) = &mut self.measure else {
+            return Ok(false);
+        };
+        let found = measure(&self.weights);
+        let best = self.watched.best.unwrap_or(f32::MIN);
+        tracing::info!(stage = %self.name, step = self.step(), mask_iou = found, best, "kept of SAM, in points");
+        if found >= best {
+            self.watched.best = Some(found);
+            weights::write(&self.best_path(), &self.weights, &BTreeMap::new())?;
+        }
+        if found >= best - watch.tolerance {
+            return Ok(false);
+        }
+        tracing::warn!(stage = %self.name, step = self.step(), mask_iou = found, best, tolerance = watch.tolerance,
+            "the student forgets: the stage ends here, with the weights of the best look");
+        self.weights = weights::read(&self.best_path())?;
+        self.average.clear();
+        self.watched.stopped = true;
+        self.save()?;
+        Ok(true)
+    }
+
+    /// Runs the stage to its end: `batch` makes the micro-batches of a step on another thread, `loss` computes one of them,
+    /// and their gradients add up. `rate` gives each weight's factor on the learning rate, 0 for frozen weights.
     ///
     /// # Errors
     /// [`SessionError`] if a checkpoint cannot be written or the loss is not finite.
@@ -273,9 +337,15 @@ impl Session {
         stage: &Stage,
         optimizer: &AdamWConfig,
         rate: impl Fn(&str) -> f32,
-        batch: impl Fn(u64) -> I + Sync,
+        batch: impl Fn(u64) -> Vec<I> + Sync,
         mut loss: impl FnMut(&Graph<Tape>, I) -> StepLoss,
     ) -> Result<(), SessionError> {
+        if self.watched.stopped {
+            return Ok(());
+        }
+        if let (Some(watch), 0) = (&stage.watch, self.step()) {
+            self.look(watch)?;
+        }
         let progress = progress_bar(&self.name, stage.steps, self.step());
         let mut log = Log::default();
         let first = self.step();
@@ -288,10 +358,16 @@ impl Session {
             });
             for step in first..stage.steps {
                 let waited = Instant::now();
-                let Ok(input) = receive.recv() else { break };
+                let Ok(inputs) = receive.recv() else { break };
                 log.input_wait += waited.elapsed();
                 let started = Instant::now();
-                let (value, parts, gradients) = gradients(&self.weights, &rate, |graph| loss(graph, input));
+                let (mut value, mut summed) = (0.0, Gradients::new());
+                for input in inputs {
+                    let (part, parts, more) = gradients(&self.weights, &rate, |graph| loss(graph, input));
+                    value += part;
+                    log.add(&parts);
+                    add(&mut summed, more);
+                }
                 if !value.is_finite() {
                     return Err(SessionError::NotFinite {
                         stage: self.name.clone(),
@@ -302,20 +378,24 @@ impl Session {
                 let base = stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup);
                 let norm = self
                     .optimizer
-                    .step(optimizer, &mut self.weights, &gradients, |name| base * rate(name));
+                    .step(optimizer, &mut self.weights, &summed, |name| base * rate(name));
                 if let Some(kept) = stage.average {
-                    self.average(kept, gradients.keys());
+                    self.average(kept, summed.keys());
                 }
                 if step + 1 == stage.steps {
                     self.weights.append(&mut self.average);
                 }
                 log.compute += started.elapsed();
-                log.add(&parts);
                 progress.set_position(step + 1);
                 if (step + 1).is_multiple_of(25) || step + 1 == stage.steps {
                     progress.set_message(log.line());
                     tracing::info!(stage = %self.name, step = step + 1, norm, "{}", log.line());
                     log = Log::default();
+                }
+                if let Some(watch) = stage.watch.as_ref().filter(|w| (step + 1).is_multiple_of(w.every))
+                    && self.look(watch)?
+                {
+                    break;
                 }
                 if (step + 1).is_multiple_of(CHECKPOINT_EVERY) || step + 1 == stage.steps {
                     self.save()?;
@@ -388,6 +468,18 @@ fn progress_bar(name: &str, steps: u64, done: u64) -> ProgressBar {
     bar
 }
 
+/// Adds `more` to `sum`.
+fn add(sum: &mut Gradients, more: Gradients) {
+    for (name, values) in more {
+        match sum.entry(name) {
+            Entry::Vacant(slot) => {
+                slot.insert(values);
+            }
+            Entry::Occupied(mut slot) => slot.get_mut().iter_mut().zip(values).for_each(|(s, v)| *s += v),
+        }
+    }
+}
+
 /// Loss, its parts, and gradients of every weight whose `rate` is above 0.
 pub fn gradients(
     weights: &Weights,
@@ -452,8 +544,59 @@ mod tests {
         run_averaged(folder, broken, None)
     }
 
+    /// As `run`, watched every 20 steps by a measure that falls from step `from` on.
+    fn run_watched(folder: &Path, broken: Option<u64>, from: u64) -> Result<(Weights, Vec<Weights>), SessionError> {
+        let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
+        let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let (record, first) = (std::rc::Rc::clone(&seen), session.step().div_ceil(20));
+        session.watch_with(Box::new(move |weights| {
+            record.borrow_mut().push(weights.clone());
+            let step = (first + record.borrow().len() as u64 - u64::from(first == 0)) * 20;
+            if step < from {
+                step as f32
+            } else {
+                from as f32 - (step - from) as f32
+            }
+        }));
+        train(
+            &mut session,
+            broken,
+            None,
+            Some(Watch {
+                every: 20,
+                photos: 1,
+                tolerance: 15.0,
+            }),
+        )?;
+        let seen = seen.borrow().clone();
+        Ok((session.weights, seen))
+    }
+
+    #[test]
+    fn a_student_that_forgets_ends_with_the_weights_of_its_best_look_also_after_a_stop() {
+        let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (weights, seen) = run_watched(whole.path(), None, 60).unwrap();
+        assert_eq!(seen.len(), 5, "looks at steps 0, 20, 40, 60 and 80");
+        assert_eq!(weights, seen[3]);
+        assert_eq!(
+            run_watched(whole.path(), None, 60).unwrap(),
+            (weights, Vec::new()),
+            "it stays ended"
+        );
+        run_watched(stopped.path(), Some(110), 120).unwrap_err();
+        let resumed = run_watched(stopped.path(), None, 120).unwrap();
+        let whole = tempfile::tempdir().unwrap();
+        assert_eq!(resumed.0, run_watched(whole.path(), None, 120).unwrap().0);
+    }
+
     fn run_averaged(folder: &Path, broken: Option<u64>, average: Option<f32>) -> Result<Weights, SessionError> {
-        let stage = Stage {
+        let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
+        train(&mut session, broken, average, None)?;
+        Ok(session.weights)
+    }
+
+    fn stage(average: Option<f32>, watch: Option<Watch>) -> Stage {
+        Stage {
             steps: 150,
             batch: 1,
             learning_rate: 0.05,
@@ -461,13 +604,23 @@ mod tests {
             warmup: 10,
             prompts: 0,
             average,
-        };
-        let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
+            accumulate: 1,
+            separate: None,
+            watch,
+        }
+    }
+
+    fn train(
+        session: &mut Session,
+        broken: Option<u64>,
+        average: Option<f32>,
+        watch: Option<Watch>,
+    ) -> Result<(), SessionError> {
         session.run(
-            &stage,
+            &stage(average, watch),
             &AdamWConfig::default(),
             |_| 1.0,
-            |step| (step, (step as f32).sin()),
+            |step| vec![(step, (step as f32).sin())],
             |graph, (step, target)| {
                 let target = graph.input(vec![target; 3], &[3]);
                 let error = graph.sub(&graph.weight("w", &[3]), &target);
@@ -478,8 +631,7 @@ mod tests {
                     parts: Vec::new(),
                 }
             },
-        )?;
-        Ok(session.weights)
+        )
     }
 
     #[test]
@@ -512,6 +664,37 @@ mod tests {
         assert_ne!(expected, last, "the average is the last step's weights");
         let stored = weights::read(&checkpoint(whole.path())).unwrap();
         assert_eq!(model_weights(stored), expected);
+    }
+
+    #[test]
+    fn gradients_of_a_steps_micro_batches_add_up() {
+        let end = |micro: &'static [f32]| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut session = Session::open(&checkpoint(folder.path()), "test", identity("1"), initial).unwrap();
+            let stage = Stage {
+                steps: 40,
+                ..stage(None, None)
+            };
+            let batch = |_| micro.iter().map(|&target| (target, 1.0 / micro.len() as f32)).collect();
+            let loss = |graph: &Graph<Tape>, (target, share): (f32, f32)| {
+                let error = graph.sub(&graph.weight("w", &[3]), &graph.input(vec![target; 3], &[3]));
+                let total = graph.scale(&graph.sum(&graph.mul(&error, &error), 0), share);
+                StepLoss {
+                    total,
+                    parts: Vec::new(),
+                }
+            };
+            session
+                .run(&stage, &AdamWConfig::default(), |_| 1.0, batch, loss)
+                .unwrap();
+            session.weights["w"].data.clone()
+        };
+        let apart = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(
+            apart(end(&[0.3]), end(&[0.1, 0.5])) < 1e-5,
+            "the mean of two gradients is that of the mean target"
+        );
+        assert!(apart(end(&[0.3]), end(&[0.1, 0.1])) > 1e-2);
     }
 
     #[test]

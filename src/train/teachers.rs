@@ -66,7 +66,7 @@ pub fn sam(recipe: &Recipe, stage: &Stage, feed: &Feed, folder: &RunFolder) -> R
             prompts.push(&item, stage.prompts, recipe.export.points, low, MASK_PROMPTS, &mut rng);
             pixels.extend(item.view.pixels);
         }
-        (pixels, prompts)
+        vec![(pixels, prompts)]
     };
     let frozen = |name: &str| f32::from(u8::from(!name.contains("gaussian_matrix")));
     session.run(stage, &recipe.optimizer, frozen, batch, |graph, (pixels, prompts)| {
@@ -217,7 +217,7 @@ pub fn clip(
             tokenize(tokenizer, &texts).expect("class names are short")
         };
         let named = (chosen.iter().map(|n| (*n).clone()).collect::<Vec<_>>(), pair(), pair());
-        (pixels, texts, tokens, named)
+        vec![(pixels, texts, tokens, named)]
     };
     session.run(
         stage,

@@ -147,6 +147,16 @@ pub struct MergedConfig {
     pub quick_gelu: bool,
 }
 
+impl MergedConfig {
+    /// Side of the patch grid that the CLIP head answers on for pictures of `side` pixels: that of the tokens, halved
+    /// where it is above `max_grid`.
+    #[must_use]
+    pub fn patch_grid(&self, side: usize) -> usize {
+        let grid = side / self.sam.patch_size;
+        if grid > self.clip_head.max_grid { grid / 2 } else { grid }
+    }
+}
+
 /// Encoder outputs of the merged model for `[B, 3, S, S]`.
 #[derive(Clone, Debug)]
 pub struct EncoderOutputs<T> {

@@ -1,0 +1,236 @@
+//! One forward and backward pass of stages 1 to 3: pictures of one size, and the losses that they serve.
+
+use std::collections::HashMap;
+
+use burn_flex::Flex;
+use rand::RngExt as _;
+
+use crate::text::templates::TEMPLATES;
+use crate::train::autodiff::Graph;
+use crate::train::dataset::augment::{Colours, Fit, view};
+use crate::train::distill::Teachers;
+use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, in_other_words};
+use crate::train::loss::cosine;
+use crate::train::model::{clip, clip_head, encoder};
+use crate::train::ops::Ops;
+use crate::train::recipe::{Recipe, Stage};
+use crate::train::region_text::{self, CELLS_PER_PATCH, name_weights};
+use crate::train::sam_loss;
+use crate::train::score_prompts::{Scores, mix_teacher, prompts_from_scores};
+use crate::train::session::{StepLoss, Tape};
+use crate::train::teachers::{CLIP_NORMALISATION, clip_config};
+
+/// Which losses a micro-batch serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// All of them.
+    Both,
+    /// L_CLIP and the region-text loss; any size.
+    Clip,
+    /// L_SAM; the native size.
+    Sam,
+}
+
+/// The input of one pass.
+pub struct MicroBatch {
+    serves: Serves,
+    /// Side of the pictures, pixels.
+    side: usize,
+    /// Side of the patch grid.
+    patches: usize,
+    /// Factor on the loss, so that the micro-batches of a step average.
+    share: f32,
+    items: Vec<Item>,
+    teacher_pixels: Vec<f32>,
+    prompts: PromptBatch,
+    targets: NameTargets,
+    /// The word that stands for each name of `targets`.
+    words: Vec<String>,
+    template: &'static str,
+    /// Seed of points that are drawn from the CLIP head's scores; none if they are not.
+    points_seed: Option<u64>,
+}
+
+/// Makes the micro-batches of one stage.
+pub struct Maker<'a> {
+    recipe: &'a Recipe,
+    feed: &'a Feed,
+    stage: &'a Stage,
+    number: u64,
+    masks: f64,
+    own_points: bool,
+    base: Vec<String>,
+    name_weights: HashMap<String, f32>,
+}
+
+/// Added to a stage's number for the random streams of SAM batches, which show other photos than the CLIP batch
+/// of their step.
+const SAM_PICTURES: u64 = 1 << 9;
+
+/// Share of photos without class masks.
+const UNLABELLED: f64 = 0.15;
+
+impl<'a> Maker<'a> {
+    /// For stage `number`, a share `masks` of whose prompts are masks; with `own_points` their points come from the CLIP
+    /// head's scores.
+    #[must_use]
+    pub fn new(
+        recipe: &'a Recipe,
+        feed: &'a Feed,
+        stage: &'a Stage,
+        number: u64,
+        masks: f64,
+        own_points: bool,
+    ) -> Self {
+        Self {
+            recipe,
+            feed,
+            stage,
+            number,
+            masks,
+            own_points,
+            base: feed.names(),
+            name_weights: name_weights(feed, recipe.losses.least_weight),
+        }
+    }
+
+    /// Micro-batch `index` of `step`: a function of its arguments, the recipe and the photos alone.
+    #[must_use]
+    pub fn make(&self, step: u64, index: usize, serves: Serves, side: usize, batch: usize) -> MicroBatch {
+        let Self {
+            recipe, feed, stage, ..
+        } = *self;
+        let number = if serves == Serves::Sam {
+            self.number | SAM_PICTURES
+        } else {
+            self.number
+        };
+        let largest = stage.largest_batch();
+        let per_step = largest * stage.accumulate;
+        let mut rng = feed.rng(number, step, per_step + index);
+        let mut micro = MicroBatch {
+            serves,
+            side,
+            patches: recipe.merged().patch_grid(side),
+            share: 1.0 / stage.accumulate as f32,
+            items: Vec::new(),
+            teacher_pixels: Vec::new(),
+            prompts: PromptBatch::default(),
+            targets: NameTargets::default(),
+            words: Vec::new(),
+            template: TEMPLATES[rng.random_range(0..TEMPLATES.len())],
+            points_seed: Some(rng.random()).filter(|_| self.own_points),
+        };
+        let teacher_side = recipe.clip_teacher.image_size;
+        for slot in index * largest..index * largest + batch {
+            let mut rng = feed.rng(number, step, slot);
+            let sample = feed.sample(number, step, slot, per_step, UNLABELLED);
+            let item = feed.item(&sample, side, &mut rng);
+            if serves != Serves::Sam {
+                let (region, fit) = (item.view.region, Fit::Stretch);
+                let at_teacher = view(&sample, region, teacher_side, fit, Colours::SAME, &CLIP_NORMALISATION);
+                micro.teacher_pixels.extend(at_teacher.pixels);
+            }
+            if serves != Serves::Clip && stage.prompts > 0 {
+                let low = 4 * recipe.sam.grid();
+                let points = recipe.export.points;
+                micro
+                    .prompts
+                    .push(&item, stage.prompts, points, low, self.masks, &mut rng);
+            }
+            micro.items.push(item);
+        }
+        let (losses, cells) = (&recipe.losses, micro.patches * CELLS_PER_PATCH);
+        micro.targets = NameTargets::new(&micro.items, &self.base, cells, losses.part_share, |name| {
+            self.name_weights.get(name).copied().unwrap_or(1.0)
+        });
+        micro.targets.add_strangers(losses.strangers, &mut rng);
+        let spoken = |name: &String| {
+            let word = if losses.synonyms {
+                in_other_words(name, &mut rng)
+            } else {
+                name
+            };
+            word.to_owned()
+        };
+        micro.words = micro.targets.names.iter().map(spoken).collect();
+        micro
+    }
+}
+
+impl MicroBatch {
+    /// Runs the model and the teachers; the losses by the recipe's weights.
+    pub fn loss(
+        mut self,
+        graph: &Graph<Tape>,
+        recipe: &Recipe,
+        teachers: &mut Teachers,
+        sam_teacher: Option<&Graph<Flex>>,
+    ) -> StepLoss {
+        let (config, losses) = (recipe.merged(), &recipe.losses);
+        let (sam, side, b) = (&config.sam, self.side, self.items.len());
+        let pixels: Vec<f32> = self.items.iter().flat_map(|i| i.view.pixels.iter().copied()).collect();
+        let image = graph.input(pixels.clone(), &[b, 3, side, side]);
+        let tokens = encoder::tokens(graph, sam, &image);
+        let mut total = graph.input(vec![0.0], &[1]);
+        let mut parts = Vec::new();
+        let mut add = |loss: &_, weight: f32| {
+            total = graph.add(&total, &graph.scale(&graph.reshape(loss, &[1]), self.share * weight));
+        };
+
+        let masks = self.serves != Serves::Clip && !self.prompts.counts.is_empty() && losses.sam > 0.0;
+        let mut scores = None;
+        if self.serves != Serves::Sam || (masks && losses.region_text > 0.0) {
+            let (patch_embeddings, image_embedding) = clip_head::embed(graph, &config, &tokens);
+            if self.serves != Serves::Sam {
+                let teacher_side = recipe.clip_teacher.image_size;
+                let expected = teachers.clip.input(
+                    std::mem::take(&mut self.teacher_pixels),
+                    &[b, 3, teacher_side, teacher_side],
+                );
+                let expected = clip::encode_image(&teachers.clip, &clip_config(recipe), &expected);
+                let expected = teachers.clip.values(&teachers.clip.unit_norm(&expected));
+                let expected = graph.input(expected, &[b, config.clip_head.text_dim]);
+                let distance = graph.sum(&cosine(graph, &image_embedding, &expected), 0);
+                let distance = graph.scale(&distance, 1.0 / b as f32);
+                parts.push(("clip", graph.values(&distance)[0]));
+                add(&distance, losses.clip);
+            }
+            if losses.region_text > 0.0 {
+                let tower = (&mut teachers.text, &teachers.tokenizer);
+                let table = region_text::word_table(graph, recipe, &self.words, self.template, tower);
+                let found = region_text::loss(graph, &patch_embeddings, &self.targets, &table, self.patches);
+                if self.serves != Serves::Sam {
+                    parts.extend([
+                        ("region-text", graph.values(&found.loss)[0]),
+                        ("cell accuracy", found.accuracy),
+                    ]);
+                    add(&found.loss, losses.region_text);
+                }
+                scores = Some(found.logits);
+            }
+        }
+        if masks {
+            if let Some(logits) = &scores {
+                let scores = Scores {
+                    items: &self.items,
+                    targets: &self.targets,
+                    logits,
+                    n: self.patches,
+                };
+                prompts_from_scores(&mut self.prompts, &scores, sam, self.points_seed);
+            }
+            if let Some(teacher) = sam_teacher {
+                let image = teacher.input(pixels, &[b, 3, side, side]);
+                let embeddings = encoder::neck(teacher, sam, &encoder::tokens(teacher, sam, &image));
+                let (masks, _) = sam_loss::decode(teacher, sam, &embeddings, &self.prompts);
+                mix_teacher(&mut self.prompts, &teacher.values(&masks), losses.labelled);
+            }
+            let embeddings = encoder::neck(graph, sam, &tokens);
+            let (loss, iou) = sam_loss::loss(graph, sam, &embeddings, &self.prompts, losses);
+            parts.extend([("sam", graph.values(&loss)[0]), ("mask iou", iou)]);
+            add(&loss, losses.sam);
+        }
+        StepLoss { total, parts }
+    }
+}

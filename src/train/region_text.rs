@@ -1,0 +1,143 @@
+//! The region-text loss: patch embeddings against the words of labelled cells. A departure from the paper, set in the
+//! recipe by `losses.region_text`.
+
+use std::collections::HashMap;
+
+use burn_backend::ops::FloatTensorOps;
+use rayon::prelude::*;
+
+use crate::text::tokenizer::Tokenizer;
+use crate::train::autodiff::Graph;
+use crate::train::dataset::names::canonical;
+use crate::train::dataset::{Split, split};
+use crate::train::feed::{Feed, NameTargets};
+use crate::train::loss::cross_entropy;
+use crate::train::model::clip;
+use crate::train::model::position::linear_matrix;
+use crate::train::ops::Ops;
+use crate::train::recipe::Recipe;
+use crate::train::session::{Tape, Tensor};
+use crate::train::text_bank::{TextBank, tokenize};
+
+/// Grid of the loss, in cells per patch and direction.
+pub const CELLS_PER_PATCH: usize = 2;
+
+/// The loss of one micro-batch.
+pub struct RegionText {
+    /// Cross-entropy, `[1, 1]`.
+    pub loss: Tensor,
+    /// Share of the weighted cells whose best name is right, 0-1.
+    pub accuracy: f32,
+    /// Patch logits `[B, n², K]` on the host.
+    pub logits: Vec<f32>,
+}
+
+/// Embeddings `[K, D]` of `words`: learnt by the student's own text tower in one template if the recipe says so, else the
+/// frozen tower's over all templates.
+pub fn word_table(
+    graph: &Graph<Tape>,
+    recipe: &Recipe,
+    words: &[String],
+    template: &str,
+    (bank, tokenizer): (&mut TextBank, &Tokenizer),
+) -> Tensor {
+    let dim = recipe.clip_head.text_dim;
+    if recipe.losses.train_text {
+        let texts: Vec<String> = words.iter().map(|word| template.replace("{}", word)).collect();
+        let tokens = tokenize(tokenizer, &texts).expect("class names are short");
+        return graph.unit_norm(&clip::encode_text(graph, &recipe.text, dim, recipe.quick_gelu, &tokens));
+    }
+    let mut table = Vec::with_capacity(words.len() * dim);
+    for word in words {
+        table.extend_from_slice(bank.embed(word).expect("class names are short"));
+    }
+    graph.input(table, &[words.len(), dim])
+}
+
+/// Cross-entropy of upsampled patch logits against the names of the cells. `table [K, D]` are the words' embeddings, `n` is
+/// the side of the patch grid.
+pub fn loss(
+    graph: &Graph<Tape>,
+    patch_embeddings: &Tensor,
+    targets: &NameTargets,
+    table: &Tensor,
+    n: usize,
+) -> RegionText {
+    let shape = graph.shape(patch_embeddings);
+    let (b, dim, k) = (shape[0], shape[1], targets.names.len());
+    let scale = graph.reshape(&Tape::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
+    let rows = graph.reshape(&graph.permute(patch_embeddings, &[0, 2, 3, 1]), &[b * n * n, dim]);
+    let logits = graph.matmul(&rows, &graph.permute(table, &[1, 0]));
+    let logits = graph.mul(&logits, &scale); // [B·n², K]
+    let coarse = graph.values(&logits);
+    let cells = n * CELLS_PER_PATCH;
+    let up = graph.input(linear_matrix(n, cells), &[cells, n]);
+    let x = graph.matmul(&up, &graph.reshape(&logits, &[b, n, n * k])); // [B, cells, n·K]
+    let x = graph.matmul(&up, &graph.reshape(&x, &[b * cells, n, k])); // [B·cells, cells, K]
+    let x = graph.reshape(&x, &[b * cells * cells, k]);
+    let x = graph.add(&x, &graph.input(targets.allowed.clone(), &[b * cells * cells, k]));
+    let loss = cross_entropy(graph, &x, &graph.input(targets.target.clone(), &[b * cells * cells, k]));
+    let values = graph.values(&x);
+    let (mut right, mut counted) = (0.0_f32, 0.0_f32);
+    for (logits, target) in values.chunks(k).zip(targets.target.chunks(k)) {
+        // The largest share is the cell's own name, see `losses.part_share`.
+        let wanted = (0..k).max_by(|&a, &b| target[a].total_cmp(&target[b])).unwrap_or(0);
+        if target[wanted] > 0.0 {
+            counted += target[wanted];
+            if logits.iter().all(|&l| l <= logits[wanted]) {
+                right += target[wanted];
+            }
+        }
+    }
+    RegionText {
+        loss,
+        accuracy: right / counted.max(1e-9),
+        logits: coarse,
+    }
+}
+
+/// Weight of each name in the region-text loss: the inverse root of its share of labelled pixels against the
+/// third quartile, between `least` and 2, so that rare names are learnt and frequent ones do not drown them.
+pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
+    let Some(dataset) = feed.dataset() else {
+        return HashMap::new();
+    };
+    let count = |index: usize| -> HashMap<String, f64> {
+        let mut counts = HashMap::new();
+        if let Ok(sample) = dataset.get(index)
+            && let Some(mask) = sample.mask
+        {
+            let mut histogram = [0_u32; 256];
+            mask.classes.iter().for_each(|&c| histogram[usize::from(c)] += 1);
+            for (class, &n) in histogram.iter().enumerate().filter(|(_, n)| **n > 0) {
+                let name = u8::try_from(class)
+                    .ok()
+                    .and_then(|c| dataset.names().name(c))
+                    .and_then(canonical);
+                if let Some(name) = name {
+                    *counts.entry(name.to_owned()).or_insert(0.0) += f64::from(n);
+                }
+            }
+        }
+        counts
+    };
+    let merge = |mut a: HashMap<String, f64>, b: HashMap<String, f64>| {
+        b.into_iter().for_each(|(name, n)| *a.entry(name).or_insert(0.0) += n);
+        a
+    };
+    let counts = (0..dataset.len())
+        .into_par_iter()
+        .filter(|&i| split(&dataset.samples()[i].key) == Split::Train)
+        .map(count)
+        .reduce(HashMap::new, merge);
+    let mut sorted: Vec<f64> = counts.values().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else {
+        return HashMap::new();
+    };
+    #[allow(clippy::cast_possible_truncation)] // clamped to at most 2
+    counts
+        .into_iter()
+        .map(|(name, n)| (name, (middle / n).sqrt().clamp(f64::from(least), 2.0) as f32))
+        .collect()
+}
