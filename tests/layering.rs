@@ -213,7 +213,7 @@ fn the_checker_catches_forbidden_edges_however_they_are_written() {
         check("capture/mod.rs", "//! See [`crate::publish`].\n// use crate::publish;"),
         0
     );
-    assert_eq!(check("train/eval.rs", "use crate::runtime::models;"), 0);
+    assert_eq!(check("train/eval/presence.rs", "use crate::runtime::models;"), 0);
     assert_eq!(
         check("train/quantize/calibrate.rs", "use crate::runtime::open_graph;"),
         0

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use samclip::train::dataset::Split;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
 use samclip::train::processes::Processes;
 use samclip::train::recipe::Recipe;
-use samclip::train::run::{Run, RunOptions, open_data, untrained};
+use samclip::train::run::{Run, RunOptions, untrained};
 use samclip::train::session::model_weights;
-use samclip::train::{import, quantize, weights};
+use samclip::train::{eval, import, quantize, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
 #[derive(Parser)]
@@ -42,8 +41,8 @@ enum Command {
     Synth(SynthArguments),
     /// Parameters and multiply-accumulates of a recipe's model, part by part.
     Cost(CostArguments),
-    /// Measures a bundle on the validation tenth of labelled photos.
-    Eval(EvalArguments),
+    /// Measures bundles, checkpoints and teachers side by side.
+    Eval(eval::Options),
     /// Adds fp16 and int8 variants to a bundle, with what they lose; refuses one that loses too much.
     Quantize(quantize::Options),
     /// Prints the peak memory in MiB of running one encoder; `quantize` asks a child process for it.
@@ -102,19 +101,6 @@ struct SynthArguments {
     /// Seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-}
-
-#[derive(clap::Args)]
-struct EvalArguments {
-    /// Bundle folder.
-    #[arg(long)]
-    bundle: PathBuf,
-    /// WebDataset tars or globs of them.
-    #[arg(long, num_args = 1.., required = true)]
-    data: Vec<String>,
-    /// At most this many photos.
-    #[arg(long, default_value_t = usize::MAX)]
-    limit: usize,
 }
 
 #[derive(clap::Args)]
@@ -241,7 +227,10 @@ fn main() -> Result<()> {
             println!("{}", samclip::train::cost::table(&Recipe::read(&arguments.recipe)?));
             Ok(())
         }
-        Command::Eval(arguments) => eval(&arguments),
+        Command::Eval(options) => {
+            println!("{}", eval::study::run(&options)?.markdown());
+            Ok(())
+        }
         Command::Quantize(options) => quantize(&options),
         Command::PeakMemory(arguments) => {
             let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
@@ -259,15 +248,6 @@ fn main() -> Result<()> {
 fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path, storage: Storage) -> Result<()> {
     let bundle = samclip::train::export::bundle(recipe, weights, out, storage)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
-    Ok(())
-}
-
-fn eval(arguments: &EvalArguments) -> Result<()> {
-    let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
-    let options = samclip::runtime::RuntimeOptions::default();
-    let dataset = open_data(&arguments.data)?;
-    let result = samclip::train::eval::semantic(&bundle, &options, &dataset, arguments.limit, Split::Validation)?;
-    println!("{}", result.markdown());
     Ok(())
 }
 

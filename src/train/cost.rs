@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 
 use crate::train::model::inventory::decoder;
-use crate::train::model::{clip, clip_head, encoder};
+use crate::train::model::{ClipConfig, clip, clip_head, encoder};
 use crate::train::ops::{Conv, Ops, broadcast, product, resized};
 use crate::train::recipe::Recipe;
 use crate::train::weights::Inventory;
@@ -50,10 +50,21 @@ pub fn inventory(model: impl FnOnce(&Ledger)) -> Inventory {
     ledger.requested.take()
 }
 
-/// A table in Markdown of what the parts of a recipe's model take at the bundle's size: the encoder and the CLIP head
-/// per frame, the mask decoder per batch of prompts, the text tower per text.
+/// One part of a recipe's model and what it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its name.
+    pub name: &'static str,
+    /// What it takes.
+    pub cost: Cost,
+    /// What one run is for.
+    pub per: String,
+}
+
+/// What the parts of a recipe's model take at the bundle's size: the encoder and the CLIP head per frame, the mask
+/// decoder per batch of prompts, the text tower per text.
 #[must_use]
-pub fn table(recipe: &Recipe) -> String {
+pub fn parts(recipe: &Recipe) -> Vec<Part> {
     let recipe = recipe.adapted();
     let (config, side, grid) = (recipe.merged(), recipe.sam.image_size, recipe.sam.grid());
     let encoder = cost(|l| {
@@ -75,15 +86,32 @@ pub fn table(recipe: &Recipe) -> String {
             &[1, length],
         );
     });
-    let mut out = String::from("| part | parameters | GMAC | per |\n|---|---|---|---|\n");
-    for (part, cost, per) in [
+    [
         ("image encoder", encoder, format!("frame of {side} px")),
         ("CLIP head", head, format!("frame of {side} px")),
         ("SAM head", decoder, format!("{prompts} prompts of {points} points")),
         ("text tower", text, "text".to_owned()),
-    ] {
+    ]
+    .map(|(name, cost, per)| Part { name, cost, per })
+    .into()
+}
+
+/// What a CLIP's image tower takes per picture of its own size.
+#[must_use]
+pub fn image_tower(config: &ClipConfig) -> Cost {
+    cost(|l| {
+        let side = config.vision_cfg.image_size;
+        let _ = clip::encode_image(l, config, &l.input(&[1, 3, side, side]));
+    })
+}
+
+/// [`parts`] as a table in Markdown.
+#[must_use]
+pub fn table(recipe: &Recipe) -> String {
+    let mut out = String::from("| part | parameters | GMAC | per |\n|---|---|---|---|\n");
+    for Part { name, cost, per } in parts(recipe) {
         let giga = cost.multiply_accumulates as f64 / 1e9;
-        out.push_str(&format!("| {part} | {} | {giga:.3} | {per} |\n", cost.parameters));
+        out.push_str(&format!("| {name} | {} | {giga:.3} | {per} |\n", cost.parameters));
     }
     out
 }

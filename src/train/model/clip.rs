@@ -6,6 +6,19 @@ use crate::train::ops::{Conv, Ops};
 
 /// Image features `[B, D]`, not normalised, of pixels `[B, 3, s, s]` (CLIP's own normalisation).
 pub fn encode_image<O: Ops>(ops: &O, config: &ClipConfig, image: &O::Tensor) -> O::Tensor {
+    pooled(ops, config, &image_tokens(ops, config, image))
+}
+
+/// Image features `[B, D]`, not normalised, of the tokens `[B, 1+N, W]` of the last block: the class token's.
+pub fn pooled<O: Ops>(ops: &O, config: &ClipConfig, tokens: &O::Tensor) -> O::Tensor {
+    let [b, _, width] = <[usize; 3]>::try_from(ops.shape(tokens)).expect("tokens are [B, N, W]");
+    let class = ops.reshape(&ops.slice(tokens, 1, 0, 1), &[b, width]);
+    let class = ops.layer_norm(&class, "visual.ln_post", 1e-5);
+    ops.matmul(&class, &ops.weight("visual.proj", &[width, config.embed_dim]))
+}
+
+/// Tokens `[B, 1+N, W]` of the last block, the class token first, of pixels `[B, 3, s, s]`.
+pub fn image_tokens<O: Ops>(ops: &O, config: &ClipConfig, image: &O::Tensor) -> O::Tensor {
     let vision = &config.vision_cfg;
     let (width, p) = (vision.width, vision.patch_size);
     let conv = Conv {
@@ -36,9 +49,7 @@ pub fn encode_image<O: Ops>(ops: &O, config: &ClipConfig, image: &O::Tensor) -> 
         let name = format!("visual.transformer.resblocks.{layer}");
         x = block(ops, &name, &x, heads, mlp, None, config.quick_gelu);
     }
-    let class = ops.reshape(&ops.slice(&x, 1, 0, 1), &[b, width]);
-    let class = ops.layer_norm(&class, "visual.ln_post", 1e-5);
-    ops.matmul(&class, &ops.weight("visual.proj", &[width, config.embed_dim]))
+    x
 }
 
 /// Text features `[T, D]`, not normalised, of token ids `[T, L]` with `L ≤ context_length`. Attention is

@@ -194,6 +194,7 @@ impl Calibration<'_> {
             subject.tokenizer,
             subject.manifest,
             subject.templates,
+            &eval::CLASSES,
         )?;
         let mut ids = Vec::new();
         for &index in &subject.photos {

@@ -159,7 +159,7 @@ pub fn prompts_of_one_run(scores: &ScoreMap, manifest: &Manifest) -> Vec<Decoder
 /// # Errors
 /// [`QuantizeError::Eval`] for a name that is too long.
 pub fn token_ids(subject: &Subject<'_>) -> Result<Vec<Vec<u32>>, QuantizeError> {
-    let names = CLASSES.iter().copied().chain(eval::competitors(subject.manifest));
+    let names = CLASSES.into_iter().chain(eval::competitors(subject.manifest, &CLASSES));
     let texts = names.flat_map(|n| subject.templates.iter().map(move |t| t.replace("{}", n)));
     let ids = texts.map(|t| Ok(subject.tokenizer.encode(&t).map_err(eval::EvalError::from)?.to_vec()));
     ids.collect()
@@ -176,9 +176,9 @@ impl Reference {
     /// [`QuantizeError`] if a photo or a graph cannot be used or the disk of the spool is full.
     pub fn measure(subject: &Subject<'_>, mut engine: Engine, mut spool: Spool) -> Result<Self, QuantizeError> {
         let text = &mut *engine.text;
-        let queries = eval::queries(text, subject.tokenizer, subject.manifest, subject.templates)?;
+        let queries = eval::queries(text, subject.tokenizer, subject.manifest, subject.templates, &CLASSES)?;
         let texts = text.embed(&token_ids(subject)?)?;
-        let mut measurement = Measurement::new(subject.manifest, queries.clone());
+        let mut measurement = Measurement::new(subject.manifest, queries.clone(), &CLASSES);
         for &index in &subject.photos {
             let sample = subject.dataset.get(index).map_err(eval::EvalError::from)?;
             let (scores, _) = measurement.photo(&mut engine, &sample, subject.dataset.names())?;
@@ -213,8 +213,8 @@ impl Reference {
         for (found, expected) in text.embed(&token_ids(subject)?)?.iter().zip(&self.texts) {
             errors.add("text_embedding", found, expected);
         }
-        let queries = eval::queries(text, subject.tokenizer, subject.manifest, subject.templates)?;
-        let mut measurement = Measurement::new(subject.manifest, queries);
+        let queries = eval::queries(text, subject.tokenizer, subject.manifest, subject.templates, &CLASSES)?;
+        let mut measurement = Measurement::new(subject.manifest, queries, &CLASSES);
         let mut reader = self.spool.read()?;
         let (mut changed, mut differs, mut agreement) = (0, 0, Mean::default());
         for &index in &subject.photos {

@@ -1,0 +1,148 @@
+//! A CLIP teacher under measurement: its image tower as a graph of the runtime, its text tower from a bundle.
+
+use tempfile::TempDir;
+
+use super::wording::{Words, tokenizer};
+use super::{EvalError, ImageText};
+use crate::contract::{Bundle, GraphKind, GraphSpec, TensorSpec};
+use crate::runtime::{self, Backend, GraphSession, Provider, RuntimeOptions, TextEncoder, Values};
+use crate::train::dataset::Sample;
+use crate::train::dataset::augment::{Colours, Fit, Region, view};
+use crate::train::model::{ClipConfig, clip};
+use crate::train::onnx::{Recorder, Storage};
+use crate::train::ops::Ops;
+use crate::train::teachers::CLIP_NORMALISATION;
+use crate::train::weights::Weights;
+
+/// What the image tower says about one photo.
+#[derive(Clone, Debug, Default)]
+pub struct TowerOutput {
+    /// `[D]`, unit norm.
+    pub embedding: Vec<f32>,
+    /// Tokens of the last block without the class token, `[n·n, W]`.
+    pub tokens: Vec<f32>,
+}
+
+/// A CLIP teacher, open.
+pub struct ClipTower {
+    /// Head of its column.
+    pub name: String,
+    /// Where it comes from.
+    pub origin: String,
+    /// Sizes.
+    pub config: ClipConfig,
+    /// Factor on cosines, already exponentiated.
+    pub logit_scale: f32,
+    /// What runs it.
+    pub provider: String,
+    /// Bytes of the image tower's graph.
+    pub bytes: u64,
+    session: Box<dyn GraphSession>,
+    spec: GraphSpec,
+    text: Box<dyn TextEncoder>,
+    words: Words,
+    _folder: TempDir,
+}
+
+impl ClipTower {
+    /// Records and opens the image tower of `weights`; `bundle` holds the same teacher's text tower.
+    ///
+    /// # Errors
+    /// [`EvalError`] if the graph cannot be written or opened.
+    pub fn open(
+        name: &str,
+        origin: &str,
+        config: &ClipConfig,
+        weights: &Weights,
+        bundle: &Bundle,
+        options: &RuntimeOptions,
+    ) -> Result<Self, EvalError> {
+        let vision = &config.vision_cfg;
+        let (side, n) = (vision.image_size, vision.image_size / vision.patch_size);
+        let spec = GraphSpec {
+            graph: GraphKind::Encoder,
+            inputs: vec![TensorSpec::f32("image", &[1, 3, side, side])],
+            outputs: vec![
+                TensorSpec::f32("image_embedding", &[1, config.embed_dim]),
+                TensorSpec::f32("tokens", &[1, n * n, vision.width]),
+            ],
+        };
+        let folder = tempfile::tempdir().map_err(EvalError::temporary)?;
+        let path = folder.path().join("clip_image.onnx");
+        let graph = image_graph(config, weights);
+        std::fs::write(&path, &graph).map_err(EvalError::temporary)?;
+        let engine = runtime::open(bundle, options)?;
+        let on_ort = engine.provider.starts_with("ort");
+        let on_cpu = RuntimeOptions {
+            backend: if on_ort { Backend::Ort } else { Backend::Tract },
+            provider: Provider::Cpu,
+            ..options.clone()
+        };
+        Ok(Self {
+            name: name.into(),
+            origin: origin.into(),
+            config: config.clone(),
+            logit_scale: weights.get("logit_scale").map_or(1.0, |v| v.data[0].exp()),
+            provider: format!(
+                "{}, {}",
+                if on_ort { "ort-cpu" } else { "tract-cpu" },
+                Storage::Half.variant()
+            ),
+            bytes: graph.len() as u64,
+            session: runtime::open_graph(&path, &spec, &on_cpu)?,
+            spec,
+            text: engine.text,
+            words: Words::new(tokenizer(bundle)?, config.embed_dim),
+            _folder: folder,
+        })
+    }
+
+    /// Runs the image tower on one region of a photo, stretched to the tower's square as in training.
+    ///
+    /// # Errors
+    /// [`EvalError`] if the graph fails.
+    pub fn region(&mut self, photo: &Sample, region: Region) -> Result<TowerOutput, EvalError> {
+        let side = self.config.vision_cfg.image_size;
+        let view = view(photo, region, side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
+        let mut output = TowerOutput::default();
+        self.session
+            .run(&self.spec, &[Values::F32(&view.pixels)], &mut |index, _, values| {
+                let out = if index == 0 {
+                    &mut output.embedding
+                } else {
+                    &mut output.tokens
+                };
+                *out = values.to_vec();
+                Ok(())
+            })?;
+        Ok(output)
+    }
+}
+
+impl ImageText for ClipTower {
+    fn image(&mut self, photo: &Sample) -> Result<Vec<f32>, EvalError> {
+        Ok(self.region(photo, Region::whole(&photo.photo))?.embedding)
+    }
+
+    fn names(&mut self, names: &[String]) -> Result<Vec<Vec<f32>>, EvalError> {
+        self.words.names(&mut *self.text, names)
+    }
+
+    fn sentences(&mut self, sentences: &[String]) -> Result<Vec<Option<Vec<f32>>>, EvalError> {
+        self.words.sentences(&mut *self.text, sentences)
+    }
+}
+
+/// `image` → `image_embedding`, `tokens`.
+fn image_graph(config: &ClipConfig, weights: &Weights) -> Vec<u8> {
+    let (side, n) = (
+        config.vision_cfg.image_size,
+        (config.vision_cfg.image_size / config.vision_cfg.patch_size).pow(2),
+    );
+    let recorder = Recorder::new(weights, Storage::Half);
+    let image = recorder.input("image", &[1, 3, side, side]);
+    let tokens = clip::image_tokens(&recorder, config, &image);
+    let embedding = recorder.unit_norm(&clip::pooled(&recorder, config, &tokens));
+    let patches = recorder.slice(&tokens, 1, 1, n + 1);
+    recorder.finish("clip_image", &[("image_embedding", &embedding), ("tokens", &patches)])
+}

@@ -1,0 +1,108 @@
+//! What `train eval` is asked.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::train::dataset::Split;
+
+/// Models, data and measurements of one study.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Bundle folders; one column each.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub bundle: Vec<PathBuf>,
+    /// Recipe of --checkpoint, of the teachers, and of the figures of cost.
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Checkpoints of a run of --recipe; one column each.
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "recipe")]
+    pub checkpoint: Vec<PathBuf>,
+    /// Folder of a run of --recipe: its sam_teacher.safetensors and clip_teacher.safetensors are columns.
+    #[arg(long, value_name = "DIR", requires = "recipe", conflicts_with_all = ["sam", "clip"])]
+    pub run: Option<PathBuf>,
+    /// SAM teacher of --recipe's architecture (.pth, .safetensors).
+    #[arg(long, value_name = "FILE", requires_all = ["recipe", "clip"])]
+    pub sam: Option<PathBuf>,
+    /// CLIP teacher of --recipe's architecture (.pt, .bin, .safetensors).
+    #[arg(long, value_name = "FILE", requires_all = ["recipe", "sam"])]
+    pub clip: Option<PathBuf>,
+    /// WebDataset tars or globs of them.
+    #[arg(long, num_args = 1.., required = true)]
+    pub data: Vec<String>,
+    /// Which part of the data; by default the validation tenth.
+    #[arg(long, value_enum)]
+    pub part: Option<Part>,
+    /// At most this many photos per measurement.
+    #[arg(long, default_value_t = usize::MAX)]
+    pub limit: usize,
+    /// What to measure; everything that models and data allow if not given.
+    #[arg(long, value_enum, num_args = 1..)]
+    pub measure: Vec<Measure>,
+    /// Writes the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes the report as Markdown.
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+}
+
+/// A part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Everything.
+    All,
+    /// The nine tenths that `train run` learns from.
+    Train,
+    /// The tenth that it never sees.
+    Validation,
+}
+
+impl Part {
+    /// The split; none for everything.
+    #[must_use]
+    pub fn split(self) -> Option<Split> {
+        match self {
+            Self::All => None,
+            Self::Train => Some(Split::Train),
+            Self::Validation => Some(Split::Validation),
+        }
+    }
+
+    /// As it is written in the report.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all samples",
+            Self::Train => "the nine training tenths",
+            Self::Validation => "the validation tenth",
+        }
+    }
+}
+
+/// A measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Measure {
+    /// Zero-shot classification.
+    Classification,
+    /// Retrieval by captions.
+    Retrieval,
+    /// Masks from boxes and points.
+    Instance,
+    /// Zero-shot semantic segmentation, per class.
+    Semantic,
+    /// What the student lost against each teacher.
+    Forgetting,
+    /// False alarms of absent queries and hits of present ones, by threshold.
+    Presence,
+    /// Size, multiply-accumulates, latency.
+    Cost,
+}
+
+impl Options {
+    /// Whether `measure` was asked for.
+    #[must_use]
+    pub fn wants(&self, measure: Measure) -> bool {
+        self.measure.is_empty() || self.measure.contains(&measure)
+    }
+}

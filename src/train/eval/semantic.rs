@@ -1,0 +1,287 @@
+//! Zero-shot semantic segmentation.
+//!
+//! The protocol: labelled photos at their own size; all names of the table ([`classes_of`]) and the bundle's background
+//! prompts compete in every photo, whatever it shows; a pixel gets the name of the highest probability, or none if the
+//! background prompts together have more. Pixels without a label do not count; a prediction on background, or on a
+//! label outside the table, is a false positive unless the photo's collection does not annotate the name or the two
+//! names overlap. IoU is summed over all photos. The constant-class figure is the IoU of predicting that class
+//! everywhere.
+
+use super::report::Entry;
+use super::segmenter::Segmenter;
+use super::truth::{Label, Tally, Truth};
+use super::wording::{queries, tokenizer};
+use super::{EvalError, chosen, frame};
+use crate::contract::Manifest;
+use crate::runtime;
+use crate::text::templates::TEMPLATES;
+use crate::train::dataset::names::canonical;
+use crate::train::dataset::{ClassNames, Dataset, Sample, Split};
+use crate::vision::features::Features;
+use crate::vision::preprocess::Preprocessor;
+use crate::vision::query::{DecoderPrompt, PromptRules, Queries, ScoreMap, score, sigmoid};
+use crate::vision::refine::{DecodedPrompt, RefineRules, semantic_logits};
+
+/// The classes of the table.
+pub const CLASSES: [&str; 10] = [
+    "building",
+    "sky",
+    "road",
+    "car",
+    "vegetation",
+    "person",
+    "window",
+    "door",
+    "horse",
+    "grass",
+];
+
+/// The names that compete on `dataset`: [`CLASSES`] if its table has them all, else every name of its table.
+#[must_use]
+pub fn classes_of(dataset: &Dataset) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in dataset.names().iter().filter_map(canonical) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if CLASSES.iter().all(|c| names.contains(c)) {
+        names = CLASSES.to_vec();
+    }
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// One row of the table.
+#[derive(Clone, Debug)]
+pub struct ClassResult {
+    /// The class.
+    pub name: String,
+    /// Photos that show it.
+    pub photos: usize,
+    /// IoU of predicting it everywhere.
+    pub constant: f64,
+    /// IoU of the CLIP head alone.
+    pub clip_head: f64,
+    /// IoU of both heads.
+    pub both_heads: f64,
+}
+
+/// The measurement.
+#[derive(Clone, Debug)]
+pub struct Semantic {
+    /// Photos with labels.
+    pub photos: usize,
+    /// One row per class.
+    pub classes: Vec<ClassResult>,
+    /// IoU of the background, CLIP head alone and both heads, where every photo's collection annotates every class.
+    pub background: Option<[f64; 2]>,
+    /// Back end and provider.
+    pub provider: String,
+}
+
+impl Semantic {
+    /// Means over the classes: constant, CLIP head, both heads.
+    #[must_use]
+    pub fn means(&self) -> [f64; 3] {
+        let n = self.classes.len().max(1) as f64;
+        let mean = |f: fn(&ClassResult) -> f64| self.classes.iter().map(f).sum::<f64>() / n;
+        [mean(|c| c.constant), mean(|c| c.clip_head), mean(|c| c.both_heads)]
+    }
+
+    /// The rows of a table, IoU in percent.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        if self.photos == 0 {
+            return Vec::new();
+        }
+        let [_, clip, both] = self.means();
+        let head = format!("mean of {} classes, {} photos", self.classes.len(), self.photos);
+        let mut entries = vec![
+            Entry::percent(format!("{head}: CLIP head"), clip),
+            Entry::percent(format!("{head}: both heads"), both),
+        ];
+        if let Some(background) = self.background {
+            for (heads, mean, iou) in [("CLIP head", clip, background[0]), ("both heads", both, background[1])] {
+                let n = self.classes.len() as f64;
+                entries.push(Entry::percent(
+                    format!("mean with background: {heads}"),
+                    (n * mean + iou) / (n + 1.0),
+                ));
+            }
+        }
+        for c in &self.classes {
+            entries.push(Entry::percent(
+                format!("{}, {} photos: CLIP head", c.name, c.photos),
+                c.clip_head,
+            ));
+            entries.push(Entry::percent(
+                format!("{}, {} photos: both heads", c.name, c.photos),
+                c.both_heads,
+            ));
+        }
+        entries
+    }
+
+    /// The same rows for the constant-class figure.
+    #[must_use]
+    pub fn constant_entries(&self) -> Vec<Entry> {
+        let constant = |c: &ClassResult| ClassResult {
+            clip_head: c.constant,
+            both_heads: c.constant,
+            ..c.clone()
+        };
+        let classes = self.classes.iter().map(constant).collect();
+        Self {
+            classes,
+            background: None,
+            ..self.clone()
+        }
+        .entries()
+    }
+}
+
+/// A running measurement of one model: photos go in one by one, tallies add up.
+pub struct Measurement<'a> {
+    manifest: &'a Manifest,
+    queries: Queries,
+    classes: Vec<String>,
+    preprocessor: Preprocessor,
+    features: Features,
+    /// CLIP head alone, both heads.
+    tallies: [Vec<Tally>; 2],
+    background: [Tally; 2],
+    /// Whether every photo's collection annotates every class.
+    complete: bool,
+    photos: usize,
+    shown: Vec<usize>,
+    pixels: u64,
+}
+
+impl<'a> Measurement<'a> {
+    /// Nothing measured yet; `queries` as [`queries`] makes them of `classes`.
+    ///
+    /// [`queries`]: super::queries
+    #[must_use]
+    pub fn new<N: AsRef<str>>(manifest: &'a Manifest, queries: Queries, classes: &[N]) -> Self {
+        Self {
+            manifest,
+            queries,
+            classes: classes.iter().map(|c| c.as_ref().to_owned()).collect(),
+            preprocessor: Preprocessor::new(&manifest.encoder),
+            features: Features::default(),
+            tallies: [(); 2].map(|()| vec![Tally::default(); classes.len()]),
+            background: [Tally::default(); 2],
+            complete: true,
+            photos: 0,
+            shown: vec![0; classes.len()],
+            pixels: 0,
+        }
+    }
+
+    /// Encoder outputs of the last photo.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Runs one photo through both heads and returns its scores and the prompts they became; a photo without labels
+    /// adds nothing to the tallies.
+    ///
+    /// # Errors
+    /// [`EvalError`] if the photo cannot be used or the engine fails.
+    pub fn photo(
+        &mut self,
+        engine: &mut runtime::Engine,
+        sample: &Sample,
+        names: &ClassNames,
+    ) -> Result<(ScoreMap, Vec<DecoderPrompt>), EvalError> {
+        let letterbox = self.preprocessor.run(&frame(sample)?)?;
+        engine.encoder.encode(self.preprocessor.tensor(), &mut self.features)?;
+        let scores = score(&self.features, &self.queries, self.manifest, letterbox)?;
+        let prompts = scores.prompts(
+            &PromptRules::default(),
+            self.manifest.encoder.low_res_side(),
+            self.manifest.decoder.points,
+        );
+        if sample.mask.is_some() {
+            let decoded = engine.decoder.decode(&self.features, &prompts)?;
+            self.count(&Truth::of(sample, names, &self.classes), &scores, &prompts, &decoded);
+        }
+        Ok((scores, prompts))
+    }
+
+    fn count(&mut self, truth: &Truth, scores: &ScoreMap, prompts: &[DecoderPrompt], decoded: &[DecodedPrompt]) {
+        let (rules, classes) = (RefineRules::default(), self.classes.len());
+        let alone: Vec<Vec<f32>> = (0..classes).map(|q| scores.frame_logits(q)).collect();
+        let both = (0..classes).map(|q| semantic_logits(scores, q, prompts, decoded, &rules));
+        let both: Vec<Vec<f32>> = both.collect();
+        let none = background_probability(&alone);
+        let [of_alone, of_both] = &mut self.tallies;
+        truth.count(&alone, &none, of_alone, &mut self.background[0]);
+        truth.count(&both, &none, of_both, &mut self.background[1]);
+        self.photos += 1;
+        self.complete &= truth.annotated.iter().all(|a| *a);
+        self.pixels += truth.label.iter().filter(|l| !matches!(l, Label::Unknown)).count() as u64;
+        for (class, shown) in self.shown.iter_mut().enumerate() {
+            *shown += usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
+        }
+    }
+
+    /// The table of all labelled photos so far.
+    #[must_use]
+    pub fn finish(&self, provider: &str) -> Semantic {
+        let classes = self.classes.iter().enumerate().map(|(i, name)| ClassResult {
+            name: name.clone(),
+            photos: self.shown[i],
+            constant: self.tallies[0][i].labelled as f64 / self.pixels.max(1) as f64,
+            clip_head: self.tallies[0][i].iou(),
+            both_heads: self.tallies[1][i].iou(),
+        });
+        Semantic {
+            photos: self.photos,
+            classes: classes.collect(),
+            background: (self.complete && self.background[0].labelled > 0).then(|| self.background.map(|t| t.iou())),
+            provider: provider.into(),
+        }
+    }
+}
+
+/// Measures semantic segmentation of `model` on one part of `dataset`, at most `limit` labelled photos.
+///
+/// # Errors
+/// [`EvalError`] if the model does not run or a photo cannot be read.
+pub fn semantic(
+    model: &mut Segmenter,
+    dataset: &Dataset,
+    part: Option<Split>,
+    limit: usize,
+) -> Result<Semantic, EvalError> {
+    let classes = classes_of(dataset);
+    let (bundle, engine) = (&model.bundle, &mut model.engine);
+    let tokenizer = tokenizer(bundle)?;
+    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &classes)?;
+    let mut measurement = Measurement::new(&bundle.manifest, queries, &classes);
+    let with_mask = chosen(dataset, part).filter(|&i| dataset.samples()[i].mask.is_some());
+    for index in with_mask.take(limit) {
+        measurement.photo(engine, &dataset.get(index)?, dataset.names())?;
+    }
+    Ok(measurement.finish(&engine.provider))
+}
+
+/// What the probabilities of all names leave for the background prompts, per pixel; `logits[class][pixel]` are log odds.
+fn background_probability(logits: &[Vec<f32>]) -> Vec<f32> {
+    let pixels = logits.first().map_or(0, Vec::len);
+    let named = |pixel: usize| logits.iter().map(|l| sigmoid(l[pixel])).sum::<f32>();
+    (0..pixels).map(|pixel| 1.0 - named(pixel)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_background_takes_what_the_names_leave() {
+        let none = background_probability(&[vec![0.0, -20.0], vec![-20.0, -20.0]]);
+        assert!((none[0] - 0.5).abs() < 1e-3 && (none[1] - 1.0).abs() < 1e-3);
+    }
+}

@@ -1,0 +1,329 @@
+//! One `train eval`: opens models and data, runs what is asked, and puts the models side by side.
+
+use anyhow::{Context, Result, ensure};
+
+use super::clip_tower::ClipTower;
+use super::instance::{Instances, instances};
+use super::options::{Measure, Options, Part};
+use super::presence::presence;
+use super::report::{Entry, ModelFacts, Report, Section};
+use super::segmenter::Segmenter;
+use super::zero_shot::{Accuracy, Retrieval, accuracy_entries, classify, retrieve};
+use super::{EvalError, ImageText, chosen, semantic, speed};
+use crate::contract::Manifest;
+use crate::runtime::RuntimeOptions;
+use crate::train::dataset::{Dataset, Split};
+use crate::train::onnx::Storage;
+use crate::train::recipe::{Recipe, StageName};
+use crate::train::run::open_data;
+use crate::train::session::model_weights;
+use crate::train::teachers::clip_config;
+use crate::train::weights::Weights;
+use crate::train::{distill, export, import, weights};
+
+/// The models of a study, open.
+struct Models {
+    students: Vec<Segmenter>,
+    sam: Option<Segmenter>,
+    clip: Option<ClipTower>,
+}
+
+impl Models {
+    fn open(options: &Options, recipe: Option<&Recipe>, runtime: &RuntimeOptions) -> Result<Self> {
+        let mut models = Self {
+            students: Vec::new(),
+            sam: None,
+            clip: None,
+        };
+        for folder in &options.bundle {
+            let bundle = Manifest::read(folder)?;
+            let name = format!("{} {}", bundle.manifest.name, bundle.id());
+            let origin = folder.display().to_string();
+            models
+                .students
+                .push(Segmenter::open(&name, &origin, bundle, runtime, None)?);
+        }
+        let Some(recipe) = recipe else { return Ok(models) };
+        for path in &options.checkpoint {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let weights = model_weights(weights::read(path)?);
+            // A checkpoint before the last stage has the size of stage 2.
+            let native = weights
+                .get("image_encoder.pos_embed")
+                .is_some_and(|table| table.shape[1] == recipe.sam.grid());
+            let sized = if native { at_stage_2(recipe) } else { recipe.clone() };
+            let origin = path.display().to_string();
+            models
+                .students
+                .push(temporary(&name, &origin, &sized, &weights, runtime)?);
+        }
+        let (sam, clip) = match (&options.run, &options.sam, &options.clip) {
+            (Some(run), _, _) => {
+                let file = |stage: StageName| run.join(format!("{}.safetensors", stage.checkpoint()));
+                (file(StageName::TeachSam), file(StageName::TeachClip))
+            }
+            (None, Some(sam), Some(clip)) => (sam.clone(), clip.clone()),
+            _ => return Ok(models),
+        };
+        let read = |path| -> Result<Weights> { Ok(model_weights(weights::read(path)?)) };
+        let (sam_weights, clip_weights) = match &options.run {
+            Some(_) => (read(&sam)?, read(&clip)?),
+            None => (
+                import::sam(&sam, Some(&recipe.sam))?.0,
+                import::clip(&clip, Some(&clip_config(recipe)))?.0,
+            ),
+        };
+        let native = at_stage_2(recipe);
+        let student = distill::student(&native, &sam_weights, &clip_weights);
+        let origin = sam.display().to_string();
+        let teacher = temporary("SAM teacher", &origin, &native, &student, runtime)?;
+        let (config, origin) = (clip_config(recipe), clip.display().to_string());
+        let tower = ClipTower::open(
+            "CLIP teacher",
+            &origin,
+            &config,
+            &clip_weights,
+            &teacher.bundle,
+            runtime,
+        )?;
+        (models.sam, models.clip) = (Some(teacher), Some(tower));
+        Ok(models)
+    }
+
+    /// Everything that makes masks.
+    fn segmenters(&mut self) -> impl Iterator<Item = &mut Segmenter> {
+        self.students.iter_mut().chain(&mut self.sam)
+    }
+
+    /// Everything that puts pictures and words into one space, with its column.
+    fn image_text(&mut self) -> Vec<(String, &mut dyn ImageText)> {
+        let students = self
+            .students
+            .iter_mut()
+            .map(|s| (s.name.clone(), s as &mut dyn ImageText));
+        let clip = self.clip.iter_mut().map(|c| (c.name.clone(), c as &mut dyn ImageText));
+        students.chain(clip).collect()
+    }
+
+    fn facts(&mut self) -> Vec<ModelFacts> {
+        let mut facts: Vec<ModelFacts> = self
+            .segmenters()
+            .map(|s| ModelFacts {
+                column: s.name.clone(),
+                origin: s.origin.clone(),
+                input: format!("{} px, letterboxed", s.bundle.manifest.encoder.side),
+                bundle: Some(s.bundle.id().to_owned()),
+                provider: format!("{}, {}", s.engine.provider, s.engine.precision),
+            })
+            .collect();
+        facts.extend(self.clip.iter().map(|c| ModelFacts {
+            column: c.name.clone(),
+            origin: c.origin.clone(),
+            input: format!("{} px, stretched", c.config.vision_cfg.image_size),
+            bundle: None,
+            provider: c.provider.clone(),
+        }));
+        facts
+    }
+}
+
+/// The recipe at the size of stage 2, which is the teachers'.
+fn at_stage_2(recipe: &Recipe) -> Recipe {
+    Recipe {
+        adapt: None,
+        ..recipe.clone()
+    }
+}
+
+/// Weights as a bundle in a folder that goes when the model goes.
+fn temporary(
+    name: &str,
+    origin: &str,
+    recipe: &Recipe,
+    weights: &Weights,
+    runtime: &RuntimeOptions,
+) -> Result<Segmenter, EvalError> {
+    let folder = tempfile::tempdir().map_err(EvalError::temporary)?;
+    let bundle = export::bundle(recipe, weights, folder.path(), Storage::Half)?;
+    Segmenter::open(name, origin, bundle, runtime, Some(folder))
+}
+
+/// What is asked of which photos.
+struct Data<'a> {
+    dataset: &'a Dataset,
+    part: Option<Split>,
+    limit: usize,
+}
+
+/// Runs a study.
+///
+/// # Errors
+/// What cannot be read, opened or run; no model at all.
+pub fn run(options: &Options) -> Result<Report> {
+    let recipe = options.recipe.as_deref().map(Recipe::read).transpose()?;
+    let dataset = open_data(&options.data)?;
+    let part = options.part.unwrap_or(Part::Validation);
+    let mut models = Models::open(options, recipe.as_ref(), &RuntimeOptions::default())?;
+    let any = models.segmenters().next().is_some();
+    ensure!(
+        any,
+        "no model; give --bundle DIR, or --recipe FILE with --checkpoint, --run, or --sam and --clip"
+    );
+    let data = Data {
+        dataset: &dataset,
+        part: part.split(),
+        limit: options.limit,
+    };
+    let count = chosen(&dataset, part.split()).count();
+    let limited = if options.limit < count {
+        format!(", at most {}", options.limit)
+    } else {
+        String::new()
+    };
+    let sections = sections(&mut models, &data, options, recipe.as_ref())?;
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION").into(),
+        data: options.data.clone(),
+        part: format!("{}, {count} samples{limited}", part.name()),
+        skipped: dataset.skipped().iter().map(ToString::to_string).collect(),
+        models: models.facts(),
+        sections,
+    };
+    for (path, text) in [
+        (&options.json, serde_json::to_string_pretty(&report)?),
+        (&options.markdown, report.markdown()),
+    ] {
+        if let Some(path) = path {
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+    }
+    Ok(report)
+}
+
+fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Option<&Recipe>) -> Result<Vec<Section>> {
+    let Data { dataset, part, limit } = *data;
+    let mut sections = Vec::new();
+    let forgetting = options.wants(Measure::Forgetting) && models.sam.is_some();
+    let (mut accuracies, mut masks): (Vec<(String, Vec<Accuracy>)>, Vec<(String, Instances)>) = Default::default();
+    if options.wants(Measure::Classification) || forgetting {
+        for (name, model) in models.image_text() {
+            tracing::info!(model = %name, "zero-shot classification");
+            accuracies.push((name, classify(model, dataset, part, limit)?));
+        }
+        let columns = accuracies
+            .iter()
+            .map(|(name, found)| (name.clone(), accuracy_entries(found)));
+        sections.push(Section::new(
+            "Zero-shot classification",
+            CLASSIFICATION,
+            columns.collect(),
+        ));
+    }
+    let mut recalls: Vec<(String, Retrieval)> = Vec::new();
+    if options.wants(Measure::Retrieval) {
+        for (name, model) in models.image_text() {
+            tracing::info!(model = %name, "retrieval");
+            recalls.push((name, retrieve(model, dataset, part, limit)?));
+        }
+        let columns = recalls.iter().map(|(name, found)| (name.clone(), found.entries()));
+        sections.push(Section::new("Retrieval by captions", RETRIEVAL, columns.collect()));
+    }
+    if options.wants(Measure::Instance) || forgetting {
+        for model in models.segmenters() {
+            tracing::info!(model = %model.name, "masks from prompts");
+            masks.push((model.name.clone(), instances(model, dataset, part, limit)?));
+        }
+        let columns = masks.iter().map(|(name, found)| (name.clone(), found.entries()));
+        sections.push(Section::new("Masks from boxes and points", INSTANCE, columns.collect()));
+    }
+    if forgetting {
+        sections.push(forgotten(models.students.len(), &accuracies, &masks));
+    }
+    if options.wants(Measure::Semantic) {
+        let mut columns = Vec::new();
+        for model in &mut models.students {
+            tracing::info!(model = %model.name, "semantic segmentation");
+            let found = semantic::semantic(model, dataset, part, limit)?;
+            if columns.is_empty() {
+                columns.push(("one class everywhere".to_owned(), found.constant_entries()));
+            }
+            columns.push((model.name.clone(), found.entries()));
+        }
+        sections.push(Section::new(
+            "Zero-shot semantic segmentation, IoU %",
+            SEMANTIC,
+            columns,
+        ));
+    }
+    if options.wants(Measure::Presence) {
+        for model in &mut models.students {
+            tracing::info!(model = %model.name, "presence");
+            let found = presence(&mut model.engine, &model.bundle, dataset, part, limit)?;
+            sections.push(found.section(&model.name, PRESENCE));
+        }
+    }
+    if options.wants(Measure::Cost)
+        && let Some(first) = chosen(dataset, part).next()
+    {
+        let photo = dataset.get(first)?;
+        let mut columns = Vec::new();
+        let stage_2 = recipe.map(at_stage_2);
+        for model in models.segmenters() {
+            let native = recipe.is_some_and(|r| r.sam.image_size == model.bundle.manifest.encoder.side);
+            let recipe = if native { stage_2.as_ref() } else { recipe };
+            columns.push((model.name.clone(), speed::segmenter(model, &photo, recipe)?));
+        }
+        if let Some(clip) = &mut models.clip {
+            columns.push((clip.name.clone(), speed::clip_tower(clip, &photo)?));
+        }
+        let protocol = format!("{COST} Median of {} runs.", speed::RUNS);
+        sections.push(Section::new("Cost", &protocol, columns));
+    }
+    sections.retain(|section| !section.rows.is_empty());
+    Ok(sections)
+}
+
+/// Differences of each student to the teachers, in points.
+fn forgotten(students: usize, accuracies: &[(String, Vec<Accuracy>)], masks: &[(String, Instances)]) -> Section {
+    let (sam, clip) = (&masks[students].1, &accuracies[students].1);
+    let mut columns = Vec::new();
+    for ((name, masks), (_, accuracies)) in masks.iter().zip(accuracies).take(students) {
+        let points = |own: f64, teacher: f64| 100.0 * (own - teacher);
+        let mut entries = vec![
+            Entry::new(
+                "box, mean IoU against the SAM teacher",
+                points(masks.boxes.value(), sam.boxes.value()),
+                1,
+            ),
+            Entry::new(
+                "one point, mean IoU against the SAM teacher",
+                points(masks.points.value(), sam.points.value()),
+                1,
+            ),
+        ];
+        for (own, teacher) in accuracies.iter().zip(clip) {
+            let name = format!("{}: top-1 against the CLIP teacher", own.collection);
+            entries.push(Entry::new(name, points(own.top1.value(), teacher.top1.value()), 1));
+        }
+        columns.push((name.clone(), entries));
+    }
+    Section::new("Forgetting", FORGETTING, columns)
+}
+
+const CLASSIFICATION: &str = "The image embedding against every name that the photo's collection gives to any photo (80 \
+    templates averaged); photos with one name, or a name and a finer one, which is asked.";
+const RETRIEVAL: &str = "The image embedding against every caption as it is. R@K: the right one is among the first K.";
+const INSTANCE: &str = "Regions: segments, or connected parts of a class where a photo has none; at least 0.2 % of the \
+    photo, the 20 largest. Box: tight, single-mask output. Point: deepest inside, the mask of the highest predicted IoU \
+    of three. No AP: prompts come from labels, so no detections are ranked.";
+const FORGETTING: &str = "Student minus teacher in points; negative is forgotten. Each model at its own input size.";
+const SEMANTIC: &str = "All names of the table and the bundle's background prompts compete (80 templates averaged), at \
+    the photo's own size. Background rule: a pixel has no name where the background prompts together have a higher \
+    probability than the best name. A prediction on background, or on a label outside the table, is wrong unless the \
+    collection does not annotate the name or the two overlap.";
+const PRESENCE: &str = "Labelled photos. Absent: ten names of the table that the collection annotates and the photo \
+    lacks. Outside: ten words that no mask is named by, unless the photo's own words mention one. Present: labelled \
+    names of at least 1 % of the photo. Alarm, hit: the daemon would publish a mask; located: its masks reach IoU 0.5. \
+    Together: a list is asked at once; alone: each query against background prompts only. Per ten queries, and in \
+    percent.";
+const COST: &str = "The first photo; graphs as they are shipped.";

@@ -1,0 +1,220 @@
+//! Zero-shot classification and retrieval by captions: the image embedding against text embeddings.
+//!
+//! Classification: a photo takes part if its collection gives it one name, or a name and a finer one (the last is
+//! asked then, "pug" of "dog, pug"); lists of tags do not. All names that the collection gives to any photo compete, 80
+//! templates averaged. Retrieval: every caption that fits the model's context against every photo with captions;
+//! text-to-image looks for the caption's own photo, image-to-text for any of the photo's captions (R@K as in the CLIP
+//! paper, arXiv 2103.00020).
+
+use std::collections::BTreeMap;
+
+use super::presence::Share;
+use super::report::Entry;
+use super::{EvalError, ImageText, chosen};
+use crate::train::dataset::{Dataset, RawSample, Split};
+
+/// Accuracy on one collection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Accuracy {
+    /// The collection.
+    pub collection: String,
+    /// Names that compete.
+    pub names: usize,
+    /// The photo's name is the most similar one.
+    pub top1: Share,
+    /// It is among the five most similar ones.
+    pub top5: Share,
+}
+
+/// The name that a photo is to be given; none for photos without labels and with lists of tags.
+pub(super) fn label(sample: &RawSample) -> Option<&str> {
+    let labels = &sample.info.labels;
+    (labels.len() <= 2).then(|| labels.last().map(String::as_str)).flatten()
+}
+
+/// Names that each collection gives to any photo, in alphabetical order.
+pub(super) fn vocabularies(dataset: &Dataset) -> BTreeMap<&str, Vec<String>> {
+    let mut names: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for sample in dataset.samples() {
+        if let Some(name) = label(sample) {
+            names.entry(&sample.info.source).or_default().push(name.to_owned());
+        }
+    }
+    for list in names.values_mut() {
+        list.sort();
+        list.dedup();
+    }
+    names
+}
+
+/// Zero-shot classification of at most `limit` photos of one part.
+///
+/// # Errors
+/// [`EvalError`] if a photo or a name cannot be used or the model fails.
+pub fn classify(
+    model: &mut dyn ImageText,
+    dataset: &Dataset,
+    part: Option<Split>,
+    limit: usize,
+) -> Result<Vec<Accuracy>, EvalError> {
+    let vocabularies = vocabularies(dataset);
+    let mut embedded: BTreeMap<&str, Vec<Vec<f32>>> = BTreeMap::new();
+    let mut found: BTreeMap<&str, Accuracy> = BTreeMap::new();
+    let labelled = chosen(dataset, part).filter(|&i| label(&dataset.samples()[i]).is_some());
+    for index in labelled.take(limit) {
+        let raw = &dataset.samples()[index];
+        let (source, Some(name)) = (raw.info.source.as_str(), label(raw)) else {
+            continue;
+        };
+        let names = &vocabularies[source];
+        if !embedded.contains_key(source) {
+            embedded.insert(source, model.names(names)?);
+        }
+        let image = model.image(&dataset.get(index)?)?;
+        let scores: Vec<f32> = embedded[source].iter().map(|text| dot(&image, text)).collect();
+        let own = names
+            .iter()
+            .position(|n| n == name)
+            .map_or(f32::NEG_INFINITY, |i| scores[i]);
+        let better = scores.iter().filter(|&&s| s > own).count();
+        let accuracy = found.entry(source).or_insert_with(|| Accuracy {
+            collection: source.to_owned(),
+            names: names.len(),
+            top1: Share::default(),
+            top5: Share::default(),
+        });
+        accuracy.top1.add(better == 0);
+        accuracy.top5.add(better < 5);
+    }
+    Ok(found.into_values().collect())
+}
+
+/// The rows of a table.
+#[must_use]
+pub fn accuracy_entries(found: &[Accuracy]) -> Vec<Entry> {
+    let rows = found.iter().flat_map(|a| {
+        let head = format!("{}, {} photos, {} names", a.collection, a.top1.of, a.names);
+        [
+            Entry::percent(format!("{head}: top-1 %"), a.top1.value()),
+            Entry::percent(format!("{head}: top-5 %"), a.top5.value()),
+        ]
+    });
+    rows.collect()
+}
+
+/// Recall of retrieval by captions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retrieval {
+    /// Photos with captions.
+    pub photos: usize,
+    /// Captions left out because they are longer than the model's context.
+    pub too_long: usize,
+    /// Text to image: the right photo first, and among the first five.
+    pub to_image: [Share; 2],
+    /// Image to text: one of the right captions first, and among the first five.
+    pub to_text: [Share; 2],
+}
+
+/// Retrieval among at most `limit` captioned photos of one part.
+///
+/// # Errors
+/// [`EvalError`] if a photo cannot be used or the model fails.
+pub fn retrieve(
+    model: &mut dyn ImageText,
+    dataset: &Dataset,
+    part: Option<Split>,
+    limit: usize,
+) -> Result<Retrieval, EvalError> {
+    let (mut images, mut captions) = (Vec::new(), Vec::new());
+    let mut too_long = 0;
+    let captioned = chosen(dataset, part).filter(|&i| !dataset.samples()[i].info.captions.is_empty());
+    for index in captioned.take(limit) {
+        let sample = dataset.get(index)?;
+        let texts = model.sentences(&sample.info.captions)?;
+        too_long += texts.iter().filter(|t| t.is_none()).count();
+        captions.extend(texts.into_iter().flatten().map(|t| (images.len(), t)));
+        images.push(model.image(&sample)?);
+    }
+    let mut retrieval = ranked(&images, &captions);
+    retrieval.too_long = too_long;
+    Ok(retrieval)
+}
+
+/// Ranks everything against everything; a caption carries the index of its photo.
+fn ranked(images: &[Vec<f32>], captions: &[(usize, Vec<f32>)]) -> Retrieval {
+    let mut retrieval = Retrieval {
+        photos: images.len(),
+        ..Retrieval::default()
+    };
+    for (own, text) in captions {
+        let reference = dot(&images[*own], text);
+        let better = images.iter().filter(|image| dot(image, text) > reference).count();
+        retrieval.to_image[0].add(better == 0);
+        retrieval.to_image[1].add(better < 5);
+    }
+    for (index, image) in images.iter().enumerate() {
+        let scores: Vec<(bool, f32)> = captions.iter().map(|(own, t)| (*own == index, dot(image, t))).collect();
+        let best = scores
+            .iter()
+            .filter(|s| s.0)
+            .map(|s| s.1)
+            .fold(f32::NEG_INFINITY, f32::max);
+        if best > f32::NEG_INFINITY {
+            let better = scores.iter().filter(|s| !s.0 && s.1 > best).count();
+            retrieval.to_text[0].add(better == 0);
+            retrieval.to_text[1].add(better < 5);
+        }
+    }
+    retrieval
+}
+
+impl Retrieval {
+    /// The rows of a table; none if no photo has captions.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        let (photos, captions) = (self.photos, self.to_image[0].of);
+        if captions == 0 {
+            return Vec::new();
+        }
+        let head = format!("{photos} photos, {captions} captions");
+        vec![
+            Entry::percent(format!("{head}: text to image R@1 %"), self.to_image[0].value()),
+            Entry::percent(format!("{head}: text to image R@5 %"), self.to_image[1].value()),
+            Entry::percent(format!("{head}: image to text R@1 %"), self.to_text[0].value()),
+            Entry::percent(format!("{head}: image to text R@5 %"), self.to_text[1].value()),
+            Entry::new("captions too long", self.too_long as f64, 0),
+        ]
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recall_counts_the_own_photo_and_any_own_caption() {
+        let images = vec![vec![1.0, 0.0], vec![0.0, 1.0], vec![0.8, 0.6]];
+        let captions = vec![
+            (0, vec![1.0, 0.0]),  // finds its photo
+            (1, vec![0.8, 0.6]),  // finds photo 2 before its own
+            (1, vec![-0.6, 0.8]), // finds its photo
+            (2, vec![0.0, 1.0]),  // finds photo 1 before its own
+        ];
+        let found = ranked(&images, &captions);
+        assert_eq!(found.to_image[0], Share { count: 2, of: 4 });
+        assert_eq!(found.to_image[1], Share { count: 4, of: 4 });
+        // photo 0: its own caption is best; photo 1: caption of photo 2 beats both own ones; photo 2: likewise
+        assert_eq!(found.to_text[0], Share { count: 1, of: 3 });
+        assert_eq!(found.to_text[1], Share { count: 3, of: 3 });
+        assert_eq!(found.entries()[0].name, "3 photos, 4 captions: text to image R@1 %");
+    }
+
+    #[test]
+    fn no_captions_make_no_rows() {
+        assert!(ranked(&[], &[]).entries().is_empty());
+    }
+}
