@@ -17,7 +17,8 @@ use samclip::runtime::{self, Backend, Provider, RuntimeOptions};
 use samclip::train::autodiff::{Graph, TokenBatch};
 use samclip::train::model::prompt_encoder::{self, Prompts};
 use samclip::train::model::{
-    ClipConfig, ClipHeadConfig, MergedConfig, SamConfig, TextConfig, clip, encode, encoder, inventory, mask_decoder,
+    ClipConfig, ClipHeadConfig, MergedConfig, Pooling, SamConfig, TextConfig, clip, encode, encoder, inventory,
+    mask_decoder,
 };
 use samclip::train::onnx::{Recorder, Storage};
 use samclip::train::ops::Ops;
@@ -504,6 +505,7 @@ fn small_model() -> (MergedConfig, Weights) {
         text_dim: 8,
         mlp_dim: 16,
         max_grid: 2,
+        pooling: Pooling::Max,
     };
     let text = TextConfig {
         context_length: 77,

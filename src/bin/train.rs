@@ -43,6 +43,8 @@ enum Command {
     Cost(CostArguments),
     /// Measures bundles, checkpoints and teachers side by side.
     Eval(eval::Options),
+    /// Tests the paper's claims on a small model, from training to a report with verdicts and plots.
+    Study(eval::claims::Options),
     /// Adds fp16 and int8 variants to a bundle, with what they lose; refuses one that loses too much.
     Quantize(quantize::Options),
     /// Prints the peak memory in MiB of running one encoder; `quantize` asks a child process for it.
@@ -225,6 +227,10 @@ fn main() -> Result<()> {
         }
         Command::Cost(arguments) => {
             println!("{}", samclip::train::cost::table(&Recipe::read(&arguments.recipe)?));
+            Ok(())
+        }
+        Command::Study(options) => {
+            println!("{}", eval::claims::run(&options)?.display());
             Ok(())
         }
         Command::Eval(options) => {

@@ -286,7 +286,7 @@ impl Ops for Ledger {
 mod tests {
     use super::*;
     use crate::train::model::{
-        ClipHeadConfig, MergedConfig, SamConfig, TextConfig, clip, clip_head, encoder, inventory,
+        ClipHeadConfig, MergedConfig, Pooling, SamConfig, TextConfig, clip, clip_head, encoder, inventory,
     };
 
     fn encoder_at(side: usize) -> Cost {
@@ -306,6 +306,7 @@ mod tests {
                 text_dim: 768,
                 mlp_dim: 768,
                 max_grid,
+                pooling: Pooling::Max,
             },
             text: TextConfig::vit_l_14(),
             quick_gelu: false,

@@ -2,6 +2,8 @@
 //!
 //! Everything is a function of (seed, stage, step), so a resumed run sees the same batches.
 
+use std::sync::Arc;
+
 use rand::seq::IndexedRandom as _;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -26,7 +28,7 @@ pub const BACKGROUND: &str = "background";
 
 /// Samples by step: photos of the training split in shuffled epochs, mixed with drawn scenes.
 pub struct Feed {
-    dataset: Option<Dataset>,
+    dataset: Option<Arc<Dataset>>,
     labelled: Vec<usize>,
     other: Vec<usize>,
     synth_share: f64,
@@ -59,7 +61,7 @@ pub struct Item {
 impl Feed {
     /// A feed over the training split of `dataset`, mixed and varied as `recipe` says; drawn scenes alone if there is none.
     #[must_use]
-    pub fn new(dataset: Option<Dataset>, recipe: &Recipe) -> Self {
+    pub fn new(dataset: Option<Arc<Dataset>>, recipe: &Recipe) -> Self {
         let (mut labelled, mut other) = (Vec::new(), Vec::new());
         if let Some(dataset) = &dataset {
             for (index, raw) in dataset.samples().iter().enumerate() {
@@ -90,7 +92,7 @@ impl Feed {
     /// The photos, if there are any.
     #[must_use]
     pub fn dataset(&self) -> Option<&Dataset> {
-        self.dataset.as_ref()
+        self.dataset.as_deref()
     }
 
     /// Canonical names of all classes of the photos, background first, each once.
@@ -168,7 +170,7 @@ impl Feed {
         let whole = sample.info.source == FASHION && rng.random_bool(0.85);
         let person = self
             .dataset
-            .as_ref()
+            .as_deref()
             .filter(|_| whole)
             .and_then(|d| whole_person(sample, d.names()));
         let text = describe(sample, rng);

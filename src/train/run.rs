@@ -4,6 +4,7 @@
 //! by the recipe or are somebody's checkpoints ([`RunOptions::sam`], [`RunOptions::clip`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
@@ -88,7 +89,7 @@ impl Run {
         };
         Ok(Self {
             tokenizer: Tokenizer::shortened(recipe.merges)?,
-            feed: Feed::new(dataset, &recipe),
+            feed: Feed::new(dataset.map(Arc::new), &recipe),
             folder,
             sam: options.sam,
             clip: options.clip,

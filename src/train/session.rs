@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -45,6 +46,14 @@ pub enum SessionError {
         found: String,
         /// This run's.
         expected: String,
+    },
+    /// The curve beside the checkpoint.
+    #[error("{path}: cannot append: {source}; free space or make the folder writable, and run again")]
+    Curve {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
     },
     /// The loss is not a number.
     #[error(
@@ -329,6 +338,25 @@ impl Session {
         self.path.with_extension("best.safetensors")
     }
 
+    /// Appends values of the current step to the stage's curve, `<stage>.curve.csv` with the columns step, name and value. A
+    /// run that goes on after a kill repeats the steps since its checkpoint; the last line of a step and name counts.
+    fn record<'a>(&self, values: impl Iterator<Item = (&'a str, f32)>) -> Result<(), SessionError> {
+        if !self.processes.is_first() {
+            return Ok(());
+        }
+        let path = self.path.with_extension("curve.csv");
+        let lines: String = values
+            .map(|(name, value)| format!("{},{name},{value}\n", self.step()))
+            .collect();
+        let append = || {
+            let fresh = !path.exists();
+            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            file.write_all(if fresh { b"step,name,value\n" } else { b"" })?;
+            file.write_all(lines.as_bytes())
+        };
+        append().map_err(|source| SessionError::Curve { path, source })
+    }
+
     /// One look: keeps the weights if they are the best so far; if they lost more than `watch` tolerates, takes back the
     /// best ones and says so with true.
     fn look(&mut self, watch: &Watch) -> Result<bool, SessionError> {
@@ -338,6 +366,7 @@ impl Session {
         let found = measure(&self.weights);
         let best = self.watched.best.unwrap_or(f32::MIN);
         tracing::info!(stage = %self.name, step = self.step(), mask_iou = found, best, "kept of SAM, in points");
+        self.record(std::iter::once(("box mask IoU", found)))?;
         if found >= best {
             self.watched.best = Some(found);
             if self.processes.is_first() {
@@ -426,6 +455,7 @@ impl Session {
                     if self.processes.is_first() {
                         tracing::info!(stage = %self.name, step = step + 1, norm, "{}", log.line());
                     }
+                    self.record(log.means())?;
                     log = Log::default();
                 }
                 if let Some(watch) = stage.watch.as_ref().filter(|w| (step + 1).is_multiple_of(w.every))
@@ -480,12 +510,13 @@ impl Log {
         }
     }
 
+    fn means(&self) -> impl Iterator<Item = (&'static str, f32)> {
+        let parts = self.parts.iter();
+        parts.map(|(name, (sum, count))| (*name, sum / *count as f32))
+    }
+
     fn line(&self) -> String {
-        let mut line: Vec<String> = self
-            .parts
-            .iter()
-            .map(|(name, (sum, count))| format!("{name} {:.3}", sum / *count as f32))
-            .collect();
+        let mut line: Vec<String> = self.means().map(|(name, mean)| format!("{name} {mean:.3}")).collect();
         let total = (self.input_wait + self.compute).as_secs_f64().max(1e-9);
         line.push(format!(
             "input wait {:.0} %",

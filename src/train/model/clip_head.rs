@@ -1,8 +1,9 @@
 //! The CLIP head: transformer layers on the backbone's tokens, then per token LayerNorm and MLP into
-//! the text space; max-pooling over tokens gives the image embedding (paper section 3, appendix A).
+//! the text space; max-pooling over tokens gives the image embedding (paper section 3, appendix A);
+//! average-pooling is there to be compared with.
 
-use super::MergedConfig;
 use super::attention::{Block, four};
+use super::{MergedConfig, Pooling};
 use crate::train::ops::Ops;
 
 /// Patch embeddings `[B, D, n, n]` and image embedding `[B, D]`, both of unit norm, from backbone
@@ -27,7 +28,11 @@ pub fn embed<O: Ops>(ops: &O, config: &MergedConfig, tokens: &O::Tensor) -> (O::
     }
     let x = ops.reshape(&x, &[b, h * w, e]);
     let patches = ops.unit_norm(&project(ops, config, &x)); // [B, N, D]
-    let pooled = ops.reshape(&ops.max(&x, 1), &[b, e]);
+    let pooled = match head.pooling {
+        Pooling::Max => ops.max(&x, 1),
+        Pooling::Average => ops.scale(&ops.sum(&x, 1), 1.0 / (h * w) as f32),
+    };
+    let pooled = ops.reshape(&pooled, &[b, e]);
     let image = ops.unit_norm(&project(ops, config, &pooled)); // [B, D]
     let patches = ops.permute(&ops.reshape(&patches, &[b, h, w, head.text_dim]), &[0, 3, 1, 2]);
     (patches, image)

@@ -81,6 +81,28 @@ pub struct ClipHeadConfig {
     pub mlp_dim: usize,
     /// Token grids larger than this side are average-pooled 2×2 before the head (paper.md section 10).
     pub max_grid: usize,
+    /// How tokens become the image embedding.
+    #[serde(default, skip_serializing_if = "Pooling::is_max")]
+    pub pooling: Pooling,
+}
+
+/// Pooling of the CLIP head's tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// The largest value of each channel: the paper's choice.
+    #[default]
+    Max,
+    /// The mean.
+    Average,
+}
+
+impl Pooling {
+    /// Whether it is the paper's.
+    #[must_use]
+    pub fn is_max(&self) -> bool {
+        *self == Self::Max
+    }
 }
 
 /// One CLIP tower's transformer.

@@ -1,0 +1,95 @@
+//! One merged model against SAM and CLIP as two models: SAM once, then CLIP once per mask (K + 1 passes).
+
+use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
+
+use super::super::clip_tower::ClipTower;
+use super::super::speed::median_ms;
+use super::figures::{Data, open_at};
+use super::variants::Made;
+use crate::contract::GraphKind;
+use crate::train::cost;
+use crate::train::dataset::Split;
+use crate::train::dataset::augment::Region;
+use crate::train::distill;
+use crate::train::recipe::Recipe;
+use crate::train::teachers::clip_config;
+use crate::train::weights::Weights;
+
+/// Numbers of masks that two models classify one by one.
+const MASKS: [usize; 4] = [1, 4, 16, 64];
+
+/// Costs of both ways for one picture, on the processor that measures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Comparison {
+    /// Merged encoder at the SAM size, ms.
+    pub(super) merged_ms: f64,
+    /// SAM encoder at the SAM size, ms.
+    pub(super) sam_ms: f64,
+    /// CLIP image tower on one crop, ms.
+    pub(super) clip_ms: f64,
+    /// Masks and the time of K + 1 passes, ms.
+    pub(super) separate_ms: Vec<(usize, f64)>,
+    /// Million parameters of the encoders: merged with its CLIP head; SAM and CLIP together.
+    pub(super) parameters: [f64; 2],
+    /// Million multiply-accumulates of one picture: merged; SAM once; CLIP once.
+    pub(super) mmac: [f64; 3],
+    /// Files in MB: merged encoder; SAM encoder and CLIP image tower.
+    pub(super) megabytes: [f64; 2],
+}
+
+/// Measures both ways on the first validation sample.
+pub(super) fn compare(recipe: &Recipe, made: &Made, merged: &Weights, data: &Data) -> Result<Comparison> {
+    let index = data.dataset.indices(Split::Validation).first().copied();
+    let sample = data.dataset.get(index.context("no validation sample")?)?;
+    let side = recipe.sam.image_size;
+    // A head without layers: what is left is SAM's encoder and one projection.
+    let mut sam_recipe = recipe.clone();
+    sam_recipe.clip_head.layers = 0;
+    let mut sam = open_at(
+        &sam_recipe,
+        &distill::student(&sam_recipe, &made.sam, &made.clip),
+        side,
+        data,
+    )?;
+    let mut student = open_at(recipe, merged, side, data)?;
+    let config = clip_config(recipe);
+    let mut clip = ClipTower::open("CLIP", "the study", &config, &made.clip, &student.bundle, &data.runtime)?;
+    let bytes = |folder: &std::path::Path| std::fs::metadata(folder).map(|m| m.len() as f64 / 1e6);
+    let path = |model: &super::super::segmenter::Segmenter| {
+        model
+            .bundle
+            .graph_path(GraphKind::Encoder, Some(&model.engine.precision))
+    };
+    let megabytes = [bytes(&path(&student)?)?, bytes(&path(&sam)?)? + clip.bytes as f64 / 1e6];
+    let whole = Region::whole(&sample.photo);
+    let merged_ms = median_ms(|| student.encode(&sample).map(drop))?;
+    let sam_ms = median_ms(|| sam.encode(&sample).map(drop))?;
+    let clip_ms = median_ms(|| clip.region(&sample, whole).map(drop))?;
+    let parts = cost::parts(recipe);
+    let [encoder, head, ..] = &parts[..] else {
+        bail!(
+            "{} parts of the model found, expected encoder and CLIP head",
+            parts.len()
+        );
+    };
+    let tower = cost::image_tower(&config);
+    let millions = |count: u64| count as f64 / 1e6;
+    Ok(Comparison {
+        merged_ms,
+        sam_ms,
+        clip_ms,
+        separate_ms: MASKS.map(|masks| (masks, sam_ms + masks as f64 * clip_ms)).to_vec(),
+        parameters: [
+            millions(encoder.cost.parameters + head.cost.parameters),
+            millions(encoder.cost.parameters + tower.parameters),
+        ],
+        mmac: [
+            encoder.cost.multiply_accumulates + head.cost.multiply_accumulates,
+            encoder.cost.multiply_accumulates,
+            tower.multiply_accumulates,
+        ]
+        .map(millions),
+        megabytes,
+    })
+}
