@@ -273,7 +273,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                     let mut runtime = runtime_options(&config);
                     runtime.cache = model.cache_dir.or(runtime.cache);
                     PrepareOptions {
-                        queries: query_specs(&config),
+                        queries: query_specs(&config.queries),
                         model: config.model,
                         runtime,
                     }

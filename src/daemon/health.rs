@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::message::payload::{CameraStats, SCHEMA, StatsMessage};
-use crate::vision::frame::Frame;
 
 use super::config::{self, Config};
 use super::latest::Latest;
 use super::pipeline::{Detections, Pipeline};
+use super::run::Delivery;
 
 /// Counters for the stats message.
 pub(super) struct Health {
@@ -18,7 +18,6 @@ pub(super) struct Health {
     frames: Vec<u64>,
     frames_in_period: Vec<u64>,
     stages: BTreeMap<&'static str, Duration>,
-    pub(super) counts: BTreeMap<(usize, usize), usize>,
 }
 
 impl Health {
@@ -30,7 +29,6 @@ impl Health {
             frames: zeros.clone(),
             frames_in_period: zeros,
             stages: BTreeMap::new(),
-            counts: BTreeMap::new(),
         }
     }
 
@@ -52,7 +50,7 @@ impl Health {
         &self,
         pipeline: &Pipeline,
         config: &Config,
-        latest: &Latest<Frame>,
+        latest: &Latest<Delivery>,
         now: Moment,
         dropped_messages: u64,
     ) -> StatsMessage {

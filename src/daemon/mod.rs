@@ -20,5 +20,6 @@ pub mod report;
 pub mod run;
 pub mod sample_frames;
 pub mod segment;
+mod station;
 mod text_cache;
 pub mod words;

@@ -1,25 +1,22 @@
-//! Where messages of the daemon go: the publisher, if there is one, with the topics of every camera.
+//! Where messages of the daemon go: the publisher, if there is one, and the topics.
 
 use std::time::Duration;
 
 use tracing::warn;
 
 use crate::message::payload::DetectStatus;
-use crate::message::topic::{CameraId, QueryId, Topics};
+use crate::message::topic::{CameraId, QueryId, Topic, Topics};
 use crate::publish::mqtt::{Publisher, Settings};
 
 use super::config::Config;
-use super::health::Health;
-use super::pipeline::Detections;
 
 /// How long the last messages may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// The publisher, if the configuration has one, with the topics of every camera.
+/// The publisher, if the configuration has one, with its topics.
 pub(super) struct Outlet {
     mqtt: Option<(Publisher, Topics)>,
     cameras: Vec<CameraId>,
-    queries: Vec<QueryId>,
 }
 
 impl Outlet {
@@ -34,38 +31,51 @@ impl Outlet {
             }
         };
         let cameras = config.cameras.iter().map(|c| c.id.clone()).collect();
-        let queries = config.queries.iter().map(|q| q.id.clone()).collect();
-        Ok(Self { mqtt, cameras, queries })
+        Ok(Self { mqtt, cameras })
     }
 
-    pub(super) fn status(&self, slot: usize, status: DetectStatus) {
-        if let (Some((publisher, topics)), Some(camera)) = (&self.mqtt, self.cameras.get(slot)) {
-            publisher.publish(topics.detect_status(camera), status.as_str().into());
+    /// Whether anything that is handed over can reach anybody.
+    pub(super) fn is_open(&self) -> bool {
+        self.mqtt.is_some()
+    }
+
+    fn send(&self, topic: impl FnOnce(&Topics) -> Topic, body: Vec<u8>) {
+        if let Some((publisher, topics)) = &self.mqtt {
+            publisher.publish(topic(topics), body);
         }
+    }
+
+    pub(super) fn status(&self, camera: &CameraId, status: DetectStatus) {
+        self.send(|t| t.detect_status(camera), status.as_str().into());
     }
 
     pub(super) fn status_of_all(&self, status: DetectStatus) {
-        (0..self.cameras.len()).for_each(|slot| self.status(slot, status));
+        self.cameras.iter().for_each(|camera| self.status(camera, status));
     }
 
-    /// Sends the frame message, and the retained count of every query whose count changed.
-    pub(super) fn frame(&self, slot: usize, message: &[u8], health: &mut Health, found: &Detections) {
-        let (Some((publisher, topics)), Some(camera)) = (&self.mqtt, self.cameras.get(slot)) else {
-            return;
-        };
-        publisher.publish(topics.frame(camera), message.to_vec());
-        for (index, query) in self.queries.iter().enumerate() {
-            let count = found.masks.iter().filter(|m| m.query == index).count();
-            if health.counts.insert((slot, index), count) != Some(count) {
-                publisher.publish(topics.count(camera, query), count.to_string().into_bytes());
-            }
-        }
+    pub(super) fn frame(&self, camera: &CameraId, body: Vec<u8>) {
+        self.send(|t| t.frame(camera), body);
+    }
+
+    pub(super) fn event(&self, body: Vec<u8>) {
+        self.send(Topics::events, body);
+    }
+
+    pub(super) fn count(&self, camera: &CameraId, query: &QueryId, all: usize, active: usize) {
+        self.send(|t| t.count(camera, query), all.to_string().into_bytes());
+        self.send(|t| t.active(camera, query), active.to_string().into_bytes());
+    }
+
+    pub(super) fn snapshot(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
+        self.send(|t| t.snapshot(camera, query), body);
+    }
+
+    pub(super) fn mask(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
+        self.send(|t| t.mask(camera, query), body);
     }
 
     pub(super) fn stats(&self, body: Vec<u8>) {
-        if let Some((publisher, topics)) = &self.mqtt {
-            publisher.publish(topics.stats(), body);
-        }
+        self.send(Topics::stats, body);
     }
 
     pub(super) fn dropped(&self) -> u64 {

@@ -70,7 +70,7 @@ pub struct FrameMessage {
 /// One thing found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Detection {
-    /// Id of the track; absent while tracking is off.
+    /// Id of the track; absent until the thing counts (`min_hits`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track_id: Option<String>,
     /// Query id.
@@ -197,7 +197,7 @@ impl StatsMessage {
     }
 }
 
-fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError> {
+pub(super) fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError> {
     if found.is_finite() {
         Ok(())
     } else {
@@ -208,7 +208,7 @@ fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError
     }
 }
 
-fn check_schema(found: &str) -> Result<(), PayloadError> {
+pub(super) fn check_schema(found: &str) -> Result<(), PayloadError> {
     let major = |version: &str| version.split_once('.').map(|(major, _)| major.to_owned());
     if major(found).is_some() && major(found) == major(SCHEMA) {
         Ok(())
