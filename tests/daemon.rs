@@ -49,6 +49,7 @@ fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
         frames.display(),
         address.port()
     );
+    let text = format!("state = {:?}\n{text}", dir.path());
     let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
     let messages = std::thread::scope(|scope| {
         let (ready, subscribed) = channel();
@@ -145,6 +146,7 @@ fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
         address.port(),
         frames = frames.display(),
     );
+    let text = format!("state = {:?}\n{text}", dir.path());
     let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
     let options = RuntimeOptions {
         backend: Backend::Tract,
@@ -189,7 +191,7 @@ fn a_model_that_cannot_be_opened_leaves_the_cameras_offline() {
     let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let address = broker.address();
     let text = format!(
-        "model = {0:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{1}\"\n\
+        "state = {0:?}\nmodel = {0:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{1}\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = {2}\n",
         dir.path(),
         dir.path().display(),

@@ -46,8 +46,9 @@ fn watch(
     let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let address = broker.address();
     let text = format!(
-        "model = {dir:?}\n[runtime]\nengine = \"tract\"\n[[camera]]\nid = \"yard\"\nsource = \"dir://{}/{source}\"\n\
+        "model = {dir:?}\nstate = {:?}\n[runtime]\nengine = \"tract\"\n[[camera]]\nid = \"yard\"\nsource = \"dir://{}/{source}\"\n\
          {rest}\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        dir.join("state"),
         dir.display(),
         address.port()
     );

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::message::payload::{CameraStats, SCHEMA, StatsMessage};
+use crate::message::payload::{CameraStats, SCHEMA, SpoolMessage, StatsMessage};
+use crate::publish::mqtt::PublishStats;
 
 use super::config::{self, Config};
 use super::latest::Latest;
@@ -52,7 +53,7 @@ impl Health {
         config: &Config,
         latest: &Latest<Delivery>,
         now: Moment,
-        dropped_messages: u64,
+        published: &PublishStats,
     ) -> StatsMessage {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
         let all = self.frames_in_period.iter().sum::<u64>().max(1) as f32;
@@ -77,7 +78,14 @@ impl Health {
                 .map(|(provider, &count)| (provider.clone(), count as u64))
                 .collect(),
             memory_bytes: resident_bytes(),
-            dropped_messages,
+            dropped_messages: published.dropped,
+            spool: published.spool.map(|spool| SpoolMessage {
+                waiting: spool.waiting as u64,
+                bytes: spool.bytes,
+                dropped: spool.dropped,
+                damaged: spool.damaged,
+                failed: spool.failed,
+            }),
             cameras: config.cameras.iter().enumerate().map(camera).collect(),
             stage_ms: self
                 .stages

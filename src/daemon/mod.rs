@@ -5,9 +5,9 @@
 //! says what would stop them.
 
 pub mod annotate;
-pub mod cache_dir;
 pub mod config;
 pub mod demo;
+pub mod directories;
 pub mod doctor;
 mod health;
 pub mod latest;

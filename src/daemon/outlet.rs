@@ -2,16 +2,40 @@
 
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::message::payload::DetectStatus;
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
-use crate::publish::mqtt::{Publisher, Settings};
+use crate::publish::mqtt::{PublishStats, Publisher};
+use crate::publish::spool::Spool;
 
 use super::config::Config;
+use super::directories::state_dir;
 
 /// How long the last messages may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Opens the spool below the state directory; without one events are only in memory, which is no reason not to run.
+fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
+    let Some(dir) = state_dir(config.state.as_deref()) else {
+        warn!("no state directory: neither STATE_DIRECTORY nor HOME is set; events are lost while the broker is away");
+        return None;
+    };
+    let dir = dir.join("spool");
+    match Spool::open(&dir, most_bytes) {
+        Ok(spool) => {
+            let waiting = spool.stats().waiting;
+            if waiting > 0 {
+                info!(waiting, "events of the last run wait for the broker");
+            }
+            Some(spool)
+        }
+        Err(error) => {
+            warn!(dir = %dir.display(), %error, "no spool: events are lost while the broker is away");
+            None
+        }
+    }
+}
 
 /// The publisher, if the configuration has one, with its topics.
 pub(super) struct Outlet {
@@ -24,10 +48,8 @@ impl Outlet {
         let mqtt = match &config.mqtt {
             None => None,
             Some(mqtt) => {
-                let available = mqtt.topics.available();
-                let mut settings = Settings::new(&mqtt.host, mqtt.port, &mqtt.client_id, available);
-                settings.credentials = mqtt.read_credentials()?;
-                Some((Publisher::start(settings)?, mqtt.topics.clone()))
+                let spool = open_spool(config, mqtt.spool_bytes).map(|spool| (spool, mqtt.topics.events()));
+                Some((Publisher::start_with(mqtt.settings()?, spool)?, mqtt.topics.clone()))
             }
         };
         let cameras = config.cameras.iter().map(|c| c.id.clone()).collect();
@@ -58,7 +80,9 @@ impl Outlet {
     }
 
     pub(super) fn event(&self, body: Vec<u8>) {
-        self.send(Topics::events, body);
+        if let Some((publisher, topics)) = &self.mqtt {
+            publisher.event(topics.events(), body);
+        }
     }
 
     pub(super) fn count(&self, camera: &CameraId, query: &QueryId, all: usize, active: usize) {
@@ -78,8 +102,11 @@ impl Outlet {
         self.send(Topics::stats, body);
     }
 
-    pub(super) fn dropped(&self) -> u64 {
-        self.mqtt.as_ref().map_or(0, |(publisher, _)| publisher.stats().dropped)
+    pub(super) fn counters(&self) -> PublishStats {
+        self.mqtt
+            .as_ref()
+            .map(|(publisher, _)| publisher.stats())
+            .unwrap_or_default()
     }
 
     /// Says `offline` for every camera and ends; waits a little for a connection, which may be younger than the failure.

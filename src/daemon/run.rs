@@ -19,8 +19,8 @@ use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{Backend, Provider, RuntimeError, RuntimeOptions};
 use crate::vision::frame::Frame;
 
-use super::cache_dir::cache_dir;
 use super::config::{self, Config};
+use super::directories::cache_dir;
 use super::health::Health;
 use super::latest::{Latest, Taken};
 use super::outlet::Outlet;
@@ -325,7 +325,7 @@ fn serve(
         if now.since(health.since) >= STATS_PERIOD {
             outlet.stats(
                 health
-                    .message(pipeline, config, latest, now, outlet.dropped())
+                    .message(pipeline, config, latest, now, &outlet.counters())
                     .encode()?,
             );
             health.restart(now);

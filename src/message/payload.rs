@@ -130,10 +130,28 @@ pub struct StatsMessage {
     pub memory_bytes: Option<u64>,
     /// Messages dropped because the broker was slow or away.
     pub dropped_messages: u64,
+    /// Events on disk; absent without a spool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolMessage>,
     /// By camera id.
     pub cameras: BTreeMap<String, CameraStats>,
     /// Mean milliseconds per frame by stage, since the last message.
     pub stage_ms: BTreeMap<String, f32>,
+}
+
+/// How the events on disk are doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolMessage {
+    /// Events the broker has not acknowledged.
+    pub waiting: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Events dropped since start because the spool was full.
+    pub dropped: u64,
+    /// Damaged places found since start.
+    pub damaged: u64,
+    /// Events that could not be written since start.
+    pub failed: u64,
 }
 
 /// How one camera is doing.
@@ -338,6 +356,13 @@ mod tests {
             provider_nodes: [("TensorrtExecutionProvider".to_owned(), 2)].into(),
             memory_bytes: Some(1 << 28),
             dropped_messages: 0,
+            spool: Some(SpoolMessage {
+                waiting: 3,
+                bytes: 2_048,
+                dropped: 0,
+                damaged: 0,
+                failed: 0,
+            }),
             cameras: [(
                 "dock".to_owned(),
                 CameraStats {

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use toml::Spanned;
 
-use super::file::{CameraTable, ConfigFile, MqttTable, RuntimeTable, ZoneTable, ZoneUnits};
-use super::{Camera, Config, ConfigError, Engine, Events, Mqtt, Output, Provider};
+use super::file::{CameraTable, ConfigFile, MqttTable, MqttVersion, RuntimeTable, TlsTable, ZoneTable, ZoneUnits};
+use super::{Camera, Config, ConfigError, Engine, Events, Mqtt, Output, Provider, TlsFiles};
 use crate::message::topic::{CameraId, MAX_ID, Topics};
+use crate::publish::link::Version;
+use crate::publish::spool::MIN_BYTES;
 use crate::track::zone::{Units, Zone};
 
 /// Source kinds that `source` may name.
@@ -85,6 +87,12 @@ impl Checker<'_> {
             })?;
         }
         self.runtime(&file.runtime)?;
+        if let Some(state) = &file.state {
+            self.require(state.get_ref().is_absolute(), state, || {
+                let found = state.get_ref().display().to_string();
+                format!("state is {found:?}, expected an absolute path such as /var/lib/samclip")
+            })?;
+        }
         Ok(Config {
             model: file.model.into_inner(),
             engine: file.runtime.engine,
@@ -92,6 +100,7 @@ impl Checker<'_> {
             library: file.runtime.library,
             precision: file.runtime.precision.map(Spanned::into_inner),
             cache: file.runtime.cache.map(Spanned::into_inner),
+            state: file.state.map(Spanned::into_inner),
             cameras,
             queries,
             mqtt: file.mqtt.map(|table| self.mqtt(table)).transpose()?,
@@ -185,14 +194,42 @@ impl Checker<'_> {
             .map_err(|error| self.at(table.polygon.span().start, error.to_string()))
     }
 
+    fn tls(&self, table: TlsTable) -> Result<TlsFiles, ConfigError> {
+        let client = match (table.certificate, table.key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate.into_inner(), key.into_inner())),
+            (Some(alone), None) => {
+                return Err(self.at(
+                    alone.span().start,
+                    "certificate found without key, expected both or none".into(),
+                ));
+            }
+            (None, Some(alone)) => {
+                return Err(self.at(
+                    alone.span().start,
+                    "key found without certificate, expected both or none".into(),
+                ));
+            }
+        };
+        Ok(TlsFiles { ca: table.ca, client })
+    }
+
     fn mqtt(&self, table: MqttTable) -> Result<Mqtt, ConfigError> {
         let host = table.host.get_ref();
         let plain = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
         self.require(plain, &table.host, || {
             format!("host is {host:?}, expected a host name or an address")
         })?;
-        self.require(*table.port.get_ref() != 0, &table.port, || {
-            "port is 0, expected 1 to 65535".into()
+        if let Some(port) = &table.port {
+            self.require(*port.get_ref() != 0, port, || "port is 0, expected 1 to 65535".into())?;
+        }
+        let bytes = &table.spool_bytes;
+        self.require((MIN_BYTES..=1 << 40).contains(bytes.get_ref()), bytes, || {
+            format!(
+                "spool_bytes is {}, expected {MIN_BYTES} to {}",
+                bytes.get_ref(),
+                1u64 << 40
+            )
         })?;
         let client_id = table.client_id.get_ref();
         let good = !client_id.is_empty() && client_id.len() <= 64 && !client_id.contains(char::is_control);
@@ -201,10 +238,17 @@ impl Checker<'_> {
         })?;
         let topics = Topics::new(table.prefix.get_ref())
             .map_err(|error| self.at(table.prefix.span().start, error.to_string()))?;
+        let port = if table.tls.is_some() { 8883 } else { 1883 };
         Ok(Mqtt {
             topics,
             host: table.host.into_inner(),
-            port: table.port.into_inner(),
+            port: table.port.map_or(port, Spanned::into_inner),
+            version: match table.version {
+                MqttVersion::V3 => Version::V3,
+                MqttVersion::V5 => Version::V5,
+            },
+            tls: table.tls.map(|tls| self.tls(tls)).transpose()?,
+            spool_bytes: table.spool_bytes.into_inner(),
             client_id: table.client_id.into_inner(),
             credentials: table.credentials,
         })

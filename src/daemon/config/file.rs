@@ -31,6 +31,9 @@ pub struct ConfigFile {
     /// When things are told of.
     #[serde(default)]
     pub events: EventsTable,
+    /// Absolute path of the directory for events that wait for the broker and for live queries; default:
+    /// `$STATE_DIRECTORY`, `$XDG_STATE_HOME/samclip`, `~/.local/state/samclip`.
+    pub state: Option<Spanned<PathBuf>>,
 }
 
 /// `[runtime]`.
@@ -107,14 +110,44 @@ pub enum ZoneUnits {
 pub struct MqttTable {
     /// Host name or address; default `localhost`.
     pub host: Spanned<String>,
-    /// TCP port, 1 to 65535; default 1883.
-    pub port: Spanned<u16>,
+    /// TCP port, 1 to 65535; default 1883, with TLS 8883.
+    pub port: Option<Spanned<u16>>,
     /// First levels of every topic; default `samclip`.
     pub prefix: Spanned<String>,
     /// Name among the broker's clients; default `samclipd`.
     pub client_id: Spanned<String>,
     /// File with the user on its first line and the password on its second; default: no password.
     pub credentials: Option<PathBuf>,
+    /// Version of the protocol: `3.1.1` (default) or `5`.
+    pub version: MqttVersion,
+    /// With the table, the connection is encrypted.
+    pub tls: Option<TlsTable>,
+    /// Most bytes of events on disk while the broker is away, 65,536 to 2^40; default 16 MiB.
+    pub spool_bytes: Spanned<u64>,
+}
+
+/// `[mqtt.tls]`: paths of PEM files.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsTable {
+    /// Authorities that may have signed the broker's certificate; default: the system's.
+    pub ca: Option<PathBuf>,
+    /// Own certificate chain; with `key`.
+    pub certificate: Option<Spanned<PathBuf>>,
+    /// Its key; with `certificate`.
+    pub key: Option<Spanned<PathBuf>>,
+}
+
+/// Version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+pub enum MqttVersion {
+    /// MQTT 3.1.1.
+    #[default]
+    #[serde(rename = "3.1.1")]
+    V3,
+    /// MQTT 5.
+    #[serde(rename = "5")]
+    V5,
 }
 
 impl Default for MqttTable {
@@ -122,10 +155,13 @@ impl Default for MqttTable {
         let unwritten = |text: &str| Spanned::new(0..0, text.to_owned());
         Self {
             host: unwritten("localhost"),
-            port: Spanned::new(0..0, 1883),
+            port: None,
             prefix: unwritten(crate::message::topic::Topics::DEFAULT_PREFIX),
             client_id: unwritten("samclipd"),
             credentials: None,
+            version: MqttVersion::V3,
+            tls: None,
+            spool_bytes: Spanned::new(0..0, 16 << 20),
         }
     }
 }

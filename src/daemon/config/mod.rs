@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::message::topic::{CameraId, Topics};
+use crate::publish::link::{TlsTexts, Version};
+use crate::publish::mqtt::Settings;
 use crate::track::zone::Zone;
 
 mod check;
@@ -95,6 +97,8 @@ pub struct Config {
     pub precision: Option<String>,
     /// Directory for engines and text embeddings, if given.
     pub cache: Option<PathBuf>,
+    /// Directory for events that wait and live queries, if given.
+    pub state: Option<PathBuf>,
     /// At least one, ids unique.
     pub cameras: Vec<Camera>,
     /// Ids unique; may be empty.
@@ -133,6 +137,21 @@ pub struct Mqtt {
     pub client_id: String,
     /// Credential file.
     pub credentials: Option<PathBuf>,
+    /// Version of the protocol.
+    pub version: Version,
+    /// Certificate files, if the connection is encrypted.
+    pub tls: Option<TlsFiles>,
+    /// Most bytes of events on disk.
+    pub spool_bytes: u64,
+}
+
+/// Paths of PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Authorities; `None` for the system's.
+    pub ca: Option<PathBuf>,
+    /// Own certificate chain and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 /// What messages carry.
@@ -190,6 +209,25 @@ impl Config {
 }
 
 impl Mqtt {
+    /// How to reach the broker: reads the credential file and the certificates.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a file cannot be read or the credential file has no two lines; no message holds its content.
+    pub fn settings(&self) -> Result<Settings, ConfigError> {
+        let mut settings = Settings::new(&self.host, self.port, &self.client_id, self.topics.available());
+        settings.version = self.version;
+        settings.credentials = self.read_credentials()?;
+        let text = |path: &PathBuf| read_small(path).map(String::into_bytes);
+        if let Some(files) = &self.tls {
+            let client = files.client.as_ref();
+            settings.tls = Some(TlsTexts {
+                authorities: files.ca.as_ref().map(text).transpose()?,
+                client: client.map(|(chain, key)| Ok((text(chain)?, text(key)?))).transpose()?,
+            });
+        }
+        Ok(settings)
+    }
+
     /// Reads the credential file, if one is set: user on the first line, password on the second.
     ///
     /// # Errors
