@@ -5,12 +5,14 @@
 //! says what would stop them.
 
 pub mod annotate;
+mod commands;
 pub mod config;
 pub mod demo;
 pub mod directories;
 pub mod doctor;
 mod health;
 pub mod latest;
+mod live;
 pub mod models;
 mod outlet;
 pub mod pictures;

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use crate::message::homeassistant::{Device, birth_topic};
 use crate::message::payload::DetectStatus;
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
-use crate::publish::mqtt::{PublishStats, Publisher};
+use crate::publish::mqtt::{Incoming, PublishStats, Publisher};
 use crate::publish::spool::Spool;
 
 use super::config::Config;
@@ -41,6 +42,11 @@ fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
 pub(super) struct Outlet {
     mqtt: Option<(Publisher, Topics)>,
     cameras: Vec<CameraId>,
+    /// Discovery prefix of Home Assistant, if it is to be told.
+    home_assistant: Option<String>,
+    /// Client id, part of what Home Assistant knows a camera by.
+    node: String,
+    commands: bool,
 }
 
 impl Outlet {
@@ -49,11 +55,25 @@ impl Outlet {
             None => None,
             Some(mqtt) => {
                 let spool = open_spool(config, mqtt.spool_bytes).map(|spool| (spool, mqtt.topics.events()));
-                Some((Publisher::start_with(mqtt.settings()?, spool)?, mqtt.topics.clone()))
+                let mut settings = mqtt.settings()?;
+                if mqtt.commands {
+                    settings.subscriptions = mqtt.topics.commands();
+                }
+                settings
+                    .subscriptions
+                    .extend(mqtt.home_assistant.as_deref().map(birth_topic));
+                Some((Publisher::start_with(settings, spool)?, mqtt.topics.clone()))
             }
         };
         let cameras = config.cameras.iter().map(|c| c.id.clone()).collect();
-        Ok(Self { mqtt, cameras })
+        let settings = config.mqtt.as_ref();
+        Ok(Self {
+            mqtt,
+            cameras,
+            home_assistant: settings.and_then(|mqtt| mqtt.home_assistant.clone()),
+            node: settings.map(|mqtt| mqtt.client_id.clone()).unwrap_or_default(),
+            commands: settings.is_some_and(|mqtt| mqtt.commands),
+        })
     }
 
     /// Whether anything that is handed over can reach anybody.
@@ -96,6 +116,62 @@ impl Outlet {
 
     pub(super) fn mask(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
         self.send(|t| t.mask(camera, query), body);
+    }
+
+    pub(super) fn detect_state(&self, camera: &CameraId, on: bool) {
+        self.send(
+            |t| t.detect_state(camera),
+            if on { b"ON".to_vec() } else { b"OFF".to_vec() },
+        );
+    }
+
+    pub(super) fn query_state(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
+        self.send(|t| t.query_state(camera, query), body);
+    }
+
+    pub(super) fn background_state(&self, camera: &CameraId, body: Vec<u8>) {
+        self.send(|t| t.background_state(camera), body);
+    }
+
+    /// Withdraws everything the broker keeps of a query.
+    pub(super) fn forget(&self, camera: &CameraId, query: &QueryId) {
+        for topic in [Topics::count, Topics::active, Topics::snapshot, Topics::query_state] {
+            self.send(|t| topic(t, camera, query), Vec::new());
+        }
+    }
+
+    /// Tells whoever sent a command why it was refused.
+    pub(super) fn refuse(&self, command: &str, error: String) {
+        self.send(|t| t.error_of(command), error.into_bytes());
+    }
+
+    /// Describes a camera to Home Assistant, if the configuration wants it.
+    pub(super) fn describe(&self, camera: &CameraId, queries: &[&QueryId], removed: &[&QueryId], snapshots: bool) {
+        if let (Some((publisher, topics)), Some(prefix)) = (&self.mqtt, &self.home_assistant) {
+            let device = Device {
+                prefix,
+                node: &self.node,
+                camera,
+                queries,
+                removed,
+                snapshots,
+                commands: self.commands,
+            };
+            publisher.publish(device.topic(), device.body(topics));
+        }
+    }
+
+    /// Whether a message says that Home Assistant has started and asks for its descriptions again.
+    pub(super) fn is_birth(&self, message: &Incoming) -> bool {
+        let topic = self.home_assistant.as_deref().map(birth_topic);
+        topic.is_some_and(|topic| topic == message.topic) && message.payload[..] == *b"online"
+    }
+
+    /// Messages from the broker since the last call, with the topics to understand them.
+    pub(super) fn incoming(&self) -> Option<(Vec<Incoming>, &Topics)> {
+        self.mqtt
+            .as_ref()
+            .map(|(publisher, topics)| (publisher.incoming(), topics))
     }
 
     pub(super) fn stats(&self, body: Vec<u8>) {

@@ -19,10 +19,12 @@ use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{Backend, Provider, RuntimeError, RuntimeOptions};
 use crate::vision::frame::Frame;
 
+use super::commands::{carry_out, restore};
 use super::config::{self, Config};
-use super::directories::cache_dir;
+use super::directories::{cache_dir, state_dir};
 use super::health::Health;
 use super::latest::{Latest, Taken};
+use super::live::LiveState;
 use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline, PipelineError, QuerySpec};
 use super::station::Station;
@@ -280,6 +282,11 @@ fn feed(
     Ok(())
 }
 
+/// Whether queries may be changed over MQTT.
+fn commands(config: &Config) -> bool {
+    config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
+}
+
 /// Takes frames through the pipeline and sends what it finds.
 fn serve(
     pipeline: &mut Pipeline,
@@ -293,9 +300,25 @@ fn serve(
     let asked = pipeline.asked();
     let station = |camera| Station::new(camera, config, Arc::clone(&asked));
     let mut stations: Vec<Station> = config.cameras.iter().map(station).collect();
+    let mut live = LiveState::read(
+        state_dir(config.state.as_deref())
+            .as_deref()
+            .filter(|_| commands(config)),
+    );
+    for station in &mut stations {
+        restore(station, pipeline, &live, outlet);
+    }
     let mut health = Health::new(clock.now(), config.cameras.len());
     let mut failing = false;
     while !stop.load(Ordering::Relaxed) {
+        if let Some((messages, topics)) = outlet.incoming() {
+            for message in &messages {
+                if outlet.is_birth(message) {
+                    stations.iter().for_each(|station| station.say_queries(outlet));
+                }
+                carry_out(message, topics, &mut stations, pipeline, &mut live, outlet);
+            }
+        }
         // Asked before looking, so that the last frame of the last source is not missed.
         let ended = sources_ended();
         match latest.take(TICK) {
@@ -303,6 +326,7 @@ fn serve(
             Taken::Nothing if ended => break,
             Taken::Nothing => {}
             Taken::Item(slot, Delivery::Gone) => stations[slot].gone(outlet),
+            Taken::Item(slot, Delivery::Frame(_)) if !stations[slot].detects() => stations[slot].idle(outlet),
             Taken::Item(slot, Delivery::Frame(frame)) => {
                 let station = &mut stations[slot];
                 pipeline.ask(station.asked());

@@ -9,7 +9,8 @@ use tracing::warn;
 
 use crate::clock::Moment;
 use crate::message::event::{EventKind, EventMessage, MaskOutline, TrackedThing};
-use crate::message::payload::DetectStatus;
+use crate::message::payload::{DetectStatus, SCHEMA};
+use crate::message::query::{QueryMessage, QuerySource};
 use crate::message::topic::{CameraId, QueryId};
 use crate::track::scene::{Change, ChangeKind, Count, Scene, SceneRules, Sighting, Thing, ThingRules};
 use crate::track::tracker::Observed;
@@ -19,16 +20,47 @@ use super::outlet::Outlet;
 use super::pictures::snapshot;
 use super::pipeline::{Detections, Pipeline, QuerySet};
 use super::report::{MaskOutput, clip, frame_message, mask_png, query_mask};
+use super::run::query_specs;
+
+/// Most queries of one camera.
+const MAX_QUERIES: usize = 256;
+
+/// A query as its state topic says it.
+fn state_of(query: &Query, source: QuerySource) -> QueryMessage {
+    QueryMessage {
+        schema: Some(SCHEMA.into()),
+        id: Some(query.id.to_string()),
+        source: Some(source),
+        prompts: Some(query.prompts.clone()),
+        threshold: query.threshold,
+        min_area: Some(query.min_area),
+        max_area: query.max_area,
+        color: query.color.map(|[r, g, b]| format!("#{r:02x}{g:02x}{b:02x}")),
+        min_hits: Some(query.min_hits),
+        max_age: Some(query.max_age),
+        zones: Some(query.zones.clone()),
+        zone_share: Some(query.zone_share),
+        loitering: Some(query.loitering),
+    }
+}
 
 /// One camera's queries, tracks and last words.
 pub(super) struct Station {
     id: CameraId,
     queries: Vec<Query>,
+    /// Queries of the configuration file, by id.
+    configured: Vec<Query>,
+    /// What queries compete with, if not the model's own texts.
+    background: Option<Vec<String>>,
+    zones: Vec<String>,
     asked: Arc<QuerySet>,
+    detects: bool,
     scene: Scene,
     output: Output,
     status: Option<DetectStatus>,
     counts: BTreeMap<QueryId, Count>,
+    /// Queries that were deleted.
+    removed: BTreeSet<QueryId>,
     /// Queries whose mask topic shows something.
     masked: BTreeSet<QueryId>,
     /// When the next frame message may go out, on the monotonic clock.
@@ -49,11 +81,16 @@ impl Station {
         Self {
             id: camera.id.clone(),
             queries: config.queries.clone(),
+            configured: config.queries.clone(),
+            background: None,
+            zones: camera.zones.iter().map(|z| z.id().to_owned()).collect(),
             asked,
+            detects: true,
             scene: Scene::new(hasher.finish(), camera.zones.clone(), rules),
             output: config.output,
             status: None,
             counts: BTreeMap::new(),
+            removed: BTreeSet::new(),
             masked: BTreeSet::new(),
             next_frame: Duration::ZERO,
         }
@@ -66,6 +103,119 @@ impl Station {
     /// The queries to ask of its frames.
     pub(super) fn asked(&self) -> &Arc<QuerySet> {
         &self.asked
+    }
+
+    /// Whether its frames are to be processed.
+    pub(super) fn detects(&self) -> bool {
+        self.detects
+    }
+
+    /// Whether the configuration file has this query.
+    pub(super) fn is_configured(&self, query: &str) -> bool {
+        self.configured.iter().any(|q| q.id.as_str() == query)
+    }
+
+    /// Switches detection; off ends all things.
+    pub(super) fn detect(&mut self, on: bool, outlet: &Outlet) {
+        self.detects = on;
+        if on && self.status == Some(DetectStatus::Disabled) {
+            // `online` again with the next frame.
+            self.status = None;
+        }
+        if !on {
+            self.end(|_| true, outlet);
+            self.say(DetectStatus::Disabled, outlet);
+        }
+        outlet.detect_state(&self.id, on);
+    }
+
+    /// Sets or replaces a query; on error the old ones stay.
+    pub(super) fn set_query(&mut self, query: Query, pipeline: &mut Pipeline, outlet: &Outlet) -> Result<(), String> {
+        if let Some(unknown) = query.zones.iter().find(|z| !self.zones.contains(z)) {
+            let known = if self.zones.is_empty() {
+                "none".into()
+            } else {
+                self.zones.join(", ")
+            };
+            return Err(format!(
+                "zone {unknown:?} found, expected one of this camera's: {known}"
+            ));
+        }
+        let mut queries = self.queries.clone();
+        let id = query.id.clone();
+        match queries.iter().position(|q| q.id == id) {
+            Some(index) => queries[index] = query,
+            None if queries.len() >= MAX_QUERIES => {
+                return Err(format!(
+                    "the camera has {MAX_QUERIES} queries, which is the most; delete one first"
+                ));
+            }
+            None => queries.push(query),
+        }
+        self.removed.remove(&id);
+        self.replace(queries, self.background.clone(), pipeline)?;
+        // What was found by other words is another thing.
+        self.end(|ended| ended == id.as_str(), outlet);
+        Ok(())
+    }
+
+    /// Deletes a query and what subscribers know of it; on error nothing changes.
+    pub(super) fn delete_query(&mut self, query: &str, pipeline: &mut Pipeline, outlet: &Outlet) -> Result<(), String> {
+        let Some(index) = self.queries.iter().position(|q| q.id.as_str() == query) else {
+            return Err(format!("no query {query:?} to delete"));
+        };
+        let mut queries = self.queries.clone();
+        let id = queries.remove(index).id;
+        self.replace(queries, self.background.clone(), pipeline)?;
+        self.end(|ended| ended == query, outlet);
+        self.counts.remove(&id);
+        self.masked.remove(&id);
+        outlet.forget(&self.id, &id);
+        self.removed.insert(id);
+        Ok(())
+    }
+
+    /// Replaces what queries compete with; `None` means the model's own texts. On error nothing changes.
+    pub(super) fn set_background(&mut self, texts: Option<Vec<String>>, pipeline: &mut Pipeline) -> Result<(), String> {
+        self.replace(self.queries.clone(), texts, pipeline)
+    }
+
+    fn replace(
+        &mut self,
+        queries: Vec<Query>,
+        background: Option<Vec<String>>,
+        pipeline: &mut Pipeline,
+    ) -> Result<(), String> {
+        let asked = pipeline.prepare_queries(&query_specs(&queries), background.as_deref());
+        self.asked = asked.map_err(|e| e.to_string())?;
+        (self.queries, self.background) = (queries, background);
+        Ok(())
+    }
+
+    /// Says which queries are in force, what they compete with, and to Home Assistant what there is to show.
+    pub(super) fn say_queries(&self, outlet: &Outlet) {
+        let queries: Vec<&QueryId> = self.queries.iter().map(|q| &q.id).collect();
+        outlet.describe(
+            &self.id,
+            &queries,
+            &self.removed.iter().collect::<Vec<_>>(),
+            self.output.snapshot,
+        );
+        for query in &self.queries {
+            let source = if self.configured.contains(query) {
+                QuerySource::Config
+            } else {
+                QuerySource::Live
+            };
+            match state_of(query, source).encode() {
+                Ok(body) => outlet.query_state(&self.id, &query.id, body),
+                Err(error) => warn!(camera = %self.id, query = %query.id, %error, "query state not published"),
+            }
+        }
+        match serde_json::to_vec(self.background.as_deref().unwrap_or_default()) {
+            Ok(body) => outlet.background_state(&self.id, body),
+            Err(error) => warn!(camera = %self.id, %error, "background state not published"),
+        }
     }
 
     /// Says a new state; one that was said last is not repeated.
@@ -104,6 +254,11 @@ impl Station {
     pub(super) fn gone(&mut self, outlet: &Outlet) {
         self.end(|_| true, outlet);
         self.say(DetectStatus::Offline, outlet);
+    }
+
+    /// The camera gives frames while detection is off.
+    pub(super) fn idle(&mut self, outlet: &Outlet) {
+        self.say(DetectStatus::Disabled, outlet);
     }
 
     /// Ends the things of some queries.

@@ -2,12 +2,14 @@
 //!
 //! * [`topic`]: names, quality of service and retain flag of every topic; ids that may enter a topic
 //! * [`payload`]: the versioned JSON bodies and the plain words of state topics
+//! * [`homeassistant`]: the description of a camera that makes Home Assistant show it
 //! * [`query`]: live queries and other commands, foreign bytes
 //! * [`event`]: beginnings, changes and ends of tracked things
 //!
 //! `schemas/` holds the JSON Schema (draft 2020-12) of every JSON body; the tests validate against it.
 
 pub mod event;
+pub mod homeassistant;
 pub mod payload;
 pub mod query;
 pub mod topic;

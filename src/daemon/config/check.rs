@@ -238,6 +238,9 @@ impl Checker<'_> {
         })?;
         let topics = Topics::new(table.prefix.get_ref())
             .map_err(|error| self.at(table.prefix.span().start, error.to_string()))?;
+        if let Some(prefix) = &table.homeassistant {
+            Topics::new(prefix.get_ref()).map_err(|error| self.at(prefix.span().start, error.to_string()))?;
+        }
         let port = if table.tls.is_some() { 8883 } else { 1883 };
         Ok(Mqtt {
             topics,
@@ -248,6 +251,8 @@ impl Checker<'_> {
                 MqttVersion::V5 => Version::V5,
             },
             tls: table.tls.map(|tls| self.tls(tls)).transpose()?,
+            commands: table.commands,
+            home_assistant: table.homeassistant.map(Spanned::into_inner),
             spool_bytes: table.spool_bytes.into_inner(),
             client_id: table.client_id.into_inner(),
             credentials: table.credentials,

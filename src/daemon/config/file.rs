@@ -122,6 +122,10 @@ pub struct MqttTable {
     pub version: MqttVersion,
     /// With the table, the connection is encrypted.
     pub tls: Option<TlsTable>,
+    /// Whether queries and detection can be changed over MQTT; default true.
+    pub commands: bool,
+    /// Discovery prefix of Home Assistant, usually `homeassistant`; default: it is not told.
+    pub homeassistant: Option<Spanned<String>>,
     /// Most bytes of events on disk while the broker is away, 65,536 to 2^40; default 16 MiB.
     pub spool_bytes: Spanned<u64>,
 }
@@ -161,6 +165,8 @@ impl Default for MqttTable {
             credentials: None,
             version: MqttVersion::V3,
             tls: None,
+            commands: true,
+            homeassistant: None,
             spool_bytes: Spanned::new(0..0, 16 << 20),
         }
     }

@@ -141,6 +141,10 @@ pub struct Mqtt {
     pub version: Version,
     /// Certificate files, if the connection is encrypted.
     pub tls: Option<TlsFiles>,
+    /// Whether queries and detection can be changed over MQTT.
+    pub commands: bool,
+    /// Discovery prefix of Home Assistant, if it is to be told.
+    pub home_assistant: Option<String>,
     /// Most bytes of events on disk.
     pub spool_bytes: u64,
 }
@@ -277,7 +281,7 @@ fn read_small(path: &Path) -> Result<String, ConfigError> {
 }
 
 /// Reads `#rrggbb`.
-fn parse_color(text: &str) -> Option<[u8; 3]> {
+pub(super) fn parse_color(text: &str) -> Option<[u8; 3]> {
     let digits = text.strip_prefix('#').filter(|digits| digits.len() == 6)?;
     let value = digits
         .bytes()

@@ -1,6 +1,7 @@
 //! Good and bad files, and the text of every refusal.
 
 use super::*;
+use crate::publish::link::Version;
 use proptest::prelude::*;
 
 const FULL: &str = r##"
@@ -311,6 +312,55 @@ fn tracking_zones_and_events_are_read_and_checked() {
         let error = parse(&text.replacen(from, to, 1)).unwrap_err().to_string();
         assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
     }
+}
+
+#[test]
+fn the_broker_s_keys_are_read_and_checked() {
+    let broker = "host = \"broker.lan\"";
+    let with = |lines: &str| parse(&FULL.replacen(broker, &format!("{broker}\n{lines}"), 1));
+    let mqtt = with("version = \"5\"\ncommands = false\nhomeassistant = \"ha\"\nspool_bytes = 65536")
+        .unwrap()
+        .mqtt
+        .unwrap();
+    assert_eq!(
+        (mqtt.version, mqtt.commands, mqtt.spool_bytes, mqtt.port),
+        (Version::V5, false, 65_536, 1_883)
+    );
+    assert_eq!((mqtt.home_assistant.as_deref(), mqtt.tls), (Some("ha"), None));
+    let tls = FULL.replacen("[output]", "[mqtt.tls]\nca = \"/ca.pem\"\n[output]", 1);
+    let mqtt = parse(&tls).unwrap().mqtt.unwrap();
+    assert_eq!((mqtt.port, mqtt.tls.unwrap().client), (8_883, None));
+    for (lines, expected) in [
+        (
+            "version = \"4\"",
+            "26: unknown variant \"4\", expected \"3.1.1\" or \"5\"",
+        ),
+        (
+            "spool_bytes = 1000",
+            "26: spool_bytes is 1000, expected 65536 to 1099511627776",
+        ),
+        ("homeassistant = \"a/#\"", "26: topic prefix \"a/#\""),
+        (
+            "tls = { certificate = \"/c.pem\" }",
+            "26: certificate found without key, expected both or none",
+        ),
+        (
+            "tls = { key = \"/c.key\" }",
+            "26: key found without certificate, expected both or none",
+        ),
+        (
+            "tls = { insecure = true }",
+            "26: unknown field \"insecure\", expected one of \"ca\"",
+        ),
+    ] {
+        let error = with(lines).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+    }
+    let error = parse(&format!("state = \"var\"\n{FULL}")).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "samclipd.toml:1: state is \"var\", expected an absolute path such as /var/lib/samclip"
+    );
 }
 
 #[test]
