@@ -47,7 +47,7 @@ fn watch(
     let address = broker.address();
     let text = format!(
         "model = {dir:?}\nstate = {:?}\n[runtime]\nengine = \"tract\"\n[[camera]]\nid = \"yard\"\nsource = \"dir://{}/{source}\"\n\
-         {rest}\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+         {rest}\n[mqtt]\nhost = \"127.0.0.1\"\nport = {}\nonvif = \"samclip\"\n",
         dir.join("state"),
         dir.display(),
         address.port()
@@ -124,6 +124,14 @@ fn a_thing_that_crosses_the_picture_is_one_track_from_new_to_end() {
     );
     assert_eq!(frames[0].detections[0].zones, Vec::<String>::new());
     assert_eq!(frames[6].detections[0].zones, ["right"]);
+    // The same as ONVIF metadata.
+    let metadata = bodies(&messages, "samclip/onvif-mj/VideoAnalytics/yard/samclip");
+    assert_eq!(metadata.len(), 7);
+    let metadata: serde_json::Value = serde_json::from_slice(metadata[6]).unwrap();
+    let object = &metadata["Frame"][0]["Object"][0];
+    let number = u32::from_str_radix(end.after.id.rsplit('-').next().unwrap(), 16).unwrap();
+    assert_eq!(object["@ObjectId"], number);
+    assert_eq!(metadata["Frame"][0]["@UtcTime"], frames[6].timestamp);
     // The snapshot is a JPEG of the frame in the query's colour, the mask a 1-bit PNG of its size.
     let snapshot = image::load_from_memory(bodies(&messages, "samclip/yard/red/snapshot")[0])
         .unwrap()

@@ -2,7 +2,7 @@
 //!
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
-//! says what would stop them.
+//! says what would stop them, [`tune`] where to set a query's threshold.
 
 pub mod annotate;
 mod commands;
@@ -24,4 +24,5 @@ pub mod sample_frames;
 pub mod segment;
 mod station;
 mod text_cache;
+pub mod tune;
 pub mod words;

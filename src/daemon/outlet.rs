@@ -5,7 +5,8 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::message::homeassistant::{Device, birth_topic};
-use crate::message::payload::DetectStatus;
+use crate::message::onvif;
+use crate::message::payload::{DetectStatus, FrameMessage};
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
 use crate::publish::mqtt::{Incoming, PublishStats, Publisher};
 use crate::publish::spool::Spool;
@@ -44,6 +45,8 @@ pub(super) struct Outlet {
     cameras: Vec<CameraId>,
     /// Discovery prefix of Home Assistant, if it is to be told.
     home_assistant: Option<String>,
+    /// Prefix of ONVIF metadata, if frames go out as such too.
+    onvif: Option<String>,
     /// Client id, part of what Home Assistant knows a camera by.
     node: String,
     commands: bool,
@@ -71,6 +74,7 @@ impl Outlet {
             mqtt,
             cameras,
             home_assistant: settings.and_then(|mqtt| mqtt.home_assistant.clone()),
+            onvif: settings.and_then(|mqtt| mqtt.onvif.clone()),
             node: settings.map(|mqtt| mqtt.client_id.clone()).unwrap_or_default(),
             commands: settings.is_some_and(|mqtt| mqtt.commands),
         })
@@ -97,6 +101,13 @@ impl Outlet {
 
     pub(super) fn frame(&self, camera: &CameraId, body: Vec<u8>) {
         self.send(|t| t.frame(camera), body);
+    }
+
+    /// The same frame as ONVIF metadata, if the configuration wants it.
+    pub(super) fn metadata(&self, camera: &CameraId, message: &FrameMessage) {
+        if let (Some((publisher, _)), Some(prefix)) = (&self.mqtt, &self.onvif) {
+            publisher.publish(onvif::topic(prefix, camera), onvif::body(message));
+        }
     }
 
     pub(super) fn event(&self, body: Vec<u8>) {

@@ -344,9 +344,14 @@ impl Station {
             tolerance: self.output.tolerance,
             rle: self.output.rle,
         };
-        let message = frame_message(self.id.as_str(), pipeline, found, now, masks, sightings);
-        match message.and_then(|message| message.encode()) {
-            Ok(body) => outlet.frame(&self.id, body),
+        match frame_message(self.id.as_str(), pipeline, found, now, masks, sightings) {
+            Ok(message) => match message.encode() {
+                Ok(body) => {
+                    outlet.frame(&self.id, body);
+                    outlet.metadata(&self.id, &message);
+                }
+                Err(error) => warn!(camera = %self.id, %error, "frame not published"),
+            },
             Err(error) => warn!(camera = %self.id, %error, "frame not published"),
         }
         if self.output.mask {

@@ -238,7 +238,7 @@ impl Checker<'_> {
         })?;
         let topics = Topics::new(table.prefix.get_ref())
             .map_err(|error| self.at(table.prefix.span().start, error.to_string()))?;
-        if let Some(prefix) = &table.homeassistant {
+        for prefix in table.homeassistant.iter().chain(&table.onvif) {
             Topics::new(prefix.get_ref()).map_err(|error| self.at(prefix.span().start, error.to_string()))?;
         }
         let port = if table.tls.is_some() { 8883 } else { 1883 };
@@ -253,6 +253,7 @@ impl Checker<'_> {
             tls: table.tls.map(|tls| self.tls(tls)).transpose()?,
             commands: table.commands,
             home_assistant: table.homeassistant.map(Spanned::into_inner),
+            onvif: table.onvif.map(Spanned::into_inner),
             spool_bytes: table.spool_bytes.into_inner(),
             client_id: table.client_id.into_inner(),
             credentials: table.credentials,

@@ -126,6 +126,8 @@ pub struct MqttTable {
     pub commands: bool,
     /// Discovery prefix of Home Assistant, usually `homeassistant`; default: it is not told.
     pub homeassistant: Option<Spanned<String>>,
+    /// Prefix below which frames go out as ONVIF metadata too; default: they do not.
+    pub onvif: Option<Spanned<String>>,
     /// Most bytes of events on disk while the broker is away, 65,536 to 2^40; default 16 MiB.
     pub spool_bytes: Spanned<u64>,
 }
@@ -167,6 +169,7 @@ impl Default for MqttTable {
             tls: None,
             commands: true,
             homeassistant: None,
+            onvif: None,
             spool_bytes: Spanned::new(0..0, 16 << 20),
         }
     }

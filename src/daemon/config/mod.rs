@@ -145,6 +145,8 @@ pub struct Mqtt {
     pub commands: bool,
     /// Discovery prefix of Home Assistant, if it is to be told.
     pub home_assistant: Option<String>,
+    /// Prefix of ONVIF metadata, if frames are to go out as such too.
+    pub onvif: Option<String>,
     /// Most bytes of events on disk.
     pub spool_bytes: u64,
 }
