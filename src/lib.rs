@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! capture ─Frame→ preprocess ─ImageTensor→ encoder ─Features→ query ─QueryMasks→ decoder + refine
-//!                                                   ─RefinedMasks→ payload ─bytes→ mqtt
+//!                                      ─RefinedMasks→ track ─Changes→ payload ─bytes→ spool, mqtt
 //! ```
 //!
 //! | layer | folder | may use |
@@ -13,6 +13,7 @@
 //! | L0 | [`clock`], [`contract`] | nothing |
 //! | L1 | [`vision`] | `contract` |
 //! | L1 | [`text`] | `contract` |
+//! | L1 | [`track`] | `vision` |
 //! | L1 | [`message`] | `vision` |
 //! | L2 | [`capture`] | `vision`, `clock` |
 //! | L2 | [`runtime`] | `vision`, `contract` |
@@ -21,7 +22,7 @@
 //! | L3 | `train` (feature `train`) | `vision`, `contract`, `text`; `runtime` in `eval` and `quantize` only |
 //!
 //! Invariants: L2 folders never import each other. No stage reads a later stage's type. `vision`
-//! never sees a file, socket or clock. Only `capture` and `runtime` may contain `unsafe`. Every queue
+//! and `track` never see a file, socket or clock. Only `capture` and `runtime` may contain `unsafe`. Every queue
 //! is bounded and says what it drops. Coordinates cross between frame and model space only through
 //! [`vision::geometry::Letterbox`]. `tests/layering.rs` checks the table.
 
@@ -33,6 +34,7 @@ pub mod message;
 pub mod publish;
 pub mod runtime;
 pub mod text;
+pub mod track;
 #[cfg(feature = "train")]
 pub mod train;
 pub mod vision;

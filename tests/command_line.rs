@@ -468,3 +468,56 @@ fn help_tells_where_the_library_is_looked_for() {
     }
     assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md").is_file());
 }
+
+#[test]
+fn tune_proposes_a_threshold_between_pictures_with_and_without() {
+    let bench = Bench::new();
+    let model = bench.path("model").display().to_string();
+    let colours = [
+        ("red-1", [230, 20, 20]),
+        ("red-2", [200, 40, 40]),
+        ("blue", [20, 20, 230]),
+        ("yellow", [230, 230, 20]),
+    ];
+    let paths: Vec<String> = colours
+        .iter()
+        .map(|(name, colour)| {
+            let path = bench.path(&format!("{name}.png"));
+            image::RgbImage::from_pixel(64, 48, image::Rgb(*colour))
+                .save(&path)
+                .unwrap();
+            path.display().to_string()
+        })
+        .collect();
+    let mut arguments = vec![
+        "tune",
+        "--model",
+        &model,
+        "--runtime",
+        "tract",
+        "--query",
+        "red",
+        "--with",
+        &paths[0],
+        &paths[1],
+    ];
+    // What is asked at the same time competes: without it, blue would pass for red, since it is not yellow.
+    arguments.extend(["--against", "blue", "--without", &paths[2], &paths[3]]);
+    let ran = bench.run(&arguments);
+    assert_eq!(ran.code, Some(0), "{}", ran.text);
+    for part in [
+        "with it: 2 pictures",
+        "without it: 2 pictures",
+        "threshold = 0.",
+        "found on 100 %",
+        "false alarm on 0 %",
+    ] {
+        assert!(ran.text.contains(part), "{part} is missing in\n{}", ran.text);
+    }
+    let ran = bench.run(&["tune", "--model", &model, "--runtime", "tract", "--query", "red"]);
+    assert!(
+        ran.code != Some(0) && ran.text.contains("no pictures; give some with --with"),
+        "{}",
+        ran.text
+    );
+}

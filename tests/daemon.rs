@@ -1,16 +1,16 @@
 //! The daemon from a directory of pictures to messages at a broker.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
+mod subscriber;
 mod tiny;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Sender, channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use image::{Rgb, RgbImage};
-use rumqttc::{Client, Event, MqttOptions, Packet, QoS};
 use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::config::Config;
 use samclip::daemon::demo::{DemoOptions, demo};
@@ -20,33 +20,7 @@ use samclip::message::payload::{FRAME_SCHEMA, FrameMessage};
 use samclip::publish::broker::Broker;
 use samclip::runtime::progress::Stage;
 use samclip::runtime::{Backend, RuntimeOptions};
-
-/// Collects messages of all topics until `last` arrives; fails after a minute. Sends to `ready` once it listens.
-fn collect(broker: SocketAddr, ready: &Sender<()>, last: impl Fn(&str, &[u8]) -> bool) -> Vec<(String, Vec<u8>)> {
-    let options = MqttOptions::new("test", broker.ip().to_string(), broker.port());
-    let (client, mut connection) = Client::new(options, 10);
-    client.subscribe("samclip/#", QoS::AtLeastOnce).unwrap();
-    let started = Instant::now();
-    let mut messages = Vec::new();
-    for event in connection.iter() {
-        assert!(
-            started.elapsed() < Duration::from_secs(60),
-            "no last message among {messages:?}"
-        );
-        match event {
-            Ok(Event::Incoming(Packet::SubAck(_))) => ready.send(()).unwrap(),
-            Ok(Event::Incoming(Packet::Publish(p))) => {
-                let end = last(&p.topic, &p.payload);
-                messages.push((p.topic, p.payload.to_vec()));
-                if end {
-                    break;
-                }
-            }
-            _ => {}
-        }
-    }
-    messages
-}
+use subscriber::collect;
 
 #[test]
 fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
@@ -75,6 +49,7 @@ fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
         frames.display(),
         address.port()
     );
+    let text = format!("state = {:?}\n{text}", dir.path());
     let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
     let messages = std::thread::scope(|scope| {
         let (ready, subscribed) = channel();
@@ -101,8 +76,10 @@ fn pictures_of_a_directory_become_schema_valid_messages_at_a_broker() {
         assert_eq!((message.seq, message.size), (i as u64, [131, 97]));
         assert_eq!(message.detections.len(), 1, "{message:?}");
         assert_eq!(message.detections[0].query, "red");
+        // One thing, with an id from the second sighting on.
+        assert_eq!(message.detections[0].track_id.is_some(), i > 0);
     }
-    assert_eq!(of("samclip/yard/red"), [b"1"]);
+    assert_eq!(of("samclip/yard/red").last().unwrap(), b"0");
     assert_eq!(of("samclip/yard/blue"), [b"0"]);
     let status = of("samclip/yard/status/detect");
     assert_eq!(status.last().unwrap(), b"offline");
@@ -169,6 +146,7 @@ fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
         address.port(),
         frames = frames.display(),
     );
+    let text = format!("state = {:?}\n{text}", dir.path());
     let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
     let options = RuntimeOptions {
         backend: Backend::Tract,
@@ -213,7 +191,7 @@ fn a_model_that_cannot_be_opened_leaves_the_cameras_offline() {
     let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
     let address = broker.address();
     let text = format!(
-        "model = {0:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{1}\"\n\
+        "state = {0:?}\nmodel = {0:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{1}\"\n\
          [mqtt]\nhost = \"127.0.0.1\"\nport = {2}\n",
         dir.path(),
         dir.path().display(),

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use samclip::clock::{Clock, SystemClock};
-use samclip::daemon::cache_dir::cache_dir;
 use samclip::daemon::config::{Config, DEFAULT_PATH as DEFAULT_CONFIG, Engine, Provider};
 use samclip::daemon::demo::{DemoOptions, demo};
+use samclip::daemon::directories::cache_dir;
 use samclip::daemon::doctor::{DoctorOptions, doctor};
 use samclip::daemon::models::{DEFAULT_MODEL, NoModel, find_model};
 use samclip::daemon::pipeline::{Pipeline, QuerySpec};
@@ -19,6 +19,7 @@ use samclip::daemon::prepare::{PrepareOptions, prepare};
 use samclip::daemon::report::MaskOutput;
 use samclip::daemon::run::{backend, provider, query_specs, run as daemon, runtime_options, sources};
 use samclip::daemon::segment::{SegmentOptions, segment};
+use samclip::daemon::tune::{TuneOptions, tune};
 use samclip::runtime::progress::{Progress, Stage};
 use samclip::runtime::{RuntimeOptions, forbid_telemetry};
 use tracing_subscriber::EnvFilter;
@@ -105,6 +106,24 @@ enum Command {
         config: Option<PathBuf>,
         #[command(flatten)]
         model: ModelArgs,
+    },
+    /// Show how a text scores on pictures with and without the thing, and propose a threshold.
+    #[command(after_help = SEARCH)]
+    Tune {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// The text.
+        #[arg(long = "query", id = "query", value_name = "TEXT")]
+        query: String,
+        /// A text that is looked for at the same time and competes; may be given several times.
+        #[arg(long, value_name = "TEXT")]
+        against: Vec<String>,
+        /// Pictures that show it, PNG or JPEG.
+        #[arg(long, value_name = "PICTURE", num_args = 1..)]
+        with: Vec<PathBuf>,
+        /// Pictures that do not.
+        #[arg(long, value_name = "PICTURE", num_args = 1..)]
+        without: Vec<PathBuf>,
     },
     /// Check a configuration file and say what is wrong with it.
     CheckConfig {
@@ -273,7 +292,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                     let mut runtime = runtime_options(&config);
                     runtime.cache = model.cache_dir.or(runtime.cache);
                     PrepareOptions {
-                        queries: query_specs(&config),
+                        queries: query_specs(&config.queries),
                         model: config.model,
                         runtime,
                     }
@@ -289,6 +308,21 @@ fn run(command: Command) -> anyhow::Result<bool> {
             prepare(&options, &clock, &AtomicBool::new(false), &mut table)?;
         }
         Command::Doctor { config, model } => return Ok(doctor(&symptoms(config, &model), &mut table)?),
+        Command::Tune {
+            model,
+            query,
+            against,
+            with,
+            without,
+        } => {
+            let options = TuneOptions {
+                query,
+                against,
+                with,
+                without,
+            };
+            tune(&mut model.open()?, &options, &mut table)?;
+        }
         Command::CheckConfig { config: path } => {
             let config = read_config(&path)?;
             let (cameras, queries) = (config.cameras.len(), config.queries.len());

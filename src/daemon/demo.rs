@@ -90,6 +90,7 @@ impl Outlet {
             found,
             clock.now(),
             MaskOutput::default(),
+            &[],
         )?;
         self.publisher
             .publish(self.topics.frame(&self.camera), message.encode()?);

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use crate::capture::{Scheme, SourceUri};
 use crate::contract::{Bundle, Manifest};
-use crate::publish::mqtt::Settings;
 use crate::publish::probe::probe;
 use crate::runtime::inventory;
 use crate::runtime::progress::{Progress, Stage};
@@ -347,8 +346,7 @@ fn camera(_: &Path) -> Result<String, String> {
 }
 
 fn broker(mqtt: &Mqtt) -> Result<String, String> {
-    let mut settings = Settings::new(&mqtt.host, mqtt.port, &mqtt.client_id, mqtt.topics.available());
-    settings.credentials = mqtt.read_credentials().map_err(|e| e.to_string())?;
+    let settings = mqtt.settings().map_err(|e| e.to_string())?;
     probe(&settings, PATIENCE)
         .map(|()| format!("{}:{} accepts the connection", mqtt.host, mqtt.port))
         .map_err(|e| e.to_string())

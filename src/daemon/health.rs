@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Moment;
-use crate::message::payload::{CameraStats, SCHEMA, StatsMessage};
-use crate::vision::frame::Frame;
+use crate::message::payload::{CameraStats, SCHEMA, SpoolMessage, StatsMessage};
+use crate::publish::mqtt::PublishStats;
 
 use super::config::{self, Config};
 use super::latest::Latest;
 use super::pipeline::{Detections, Pipeline};
+use super::run::Delivery;
 
 /// Counters for the stats message.
 pub(super) struct Health {
@@ -18,7 +19,6 @@ pub(super) struct Health {
     frames: Vec<u64>,
     frames_in_period: Vec<u64>,
     stages: BTreeMap<&'static str, Duration>,
-    pub(super) counts: BTreeMap<(usize, usize), usize>,
 }
 
 impl Health {
@@ -30,7 +30,6 @@ impl Health {
             frames: zeros.clone(),
             frames_in_period: zeros,
             stages: BTreeMap::new(),
-            counts: BTreeMap::new(),
         }
     }
 
@@ -52,9 +51,9 @@ impl Health {
         &self,
         pipeline: &Pipeline,
         config: &Config,
-        latest: &Latest<Frame>,
+        latest: &Latest<Delivery>,
         now: Moment,
-        dropped_messages: u64,
+        published: &PublishStats,
     ) -> StatsMessage {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
         let all = self.frames_in_period.iter().sum::<u64>().max(1) as f32;
@@ -79,7 +78,14 @@ impl Health {
                 .map(|(provider, &count)| (provider.clone(), count as u64))
                 .collect(),
             memory_bytes: resident_bytes(),
-            dropped_messages,
+            dropped_messages: published.dropped,
+            spool: published.spool.map(|spool| SpoolMessage {
+                waiting: spool.waiting as u64,
+                bytes: spool.bytes,
+                dropped: spool.dropped,
+                damaged: spool.damaged,
+                failed: spool.failed,
+            }),
             cameras: config.cameras.iter().enumerate().map(camera).collect(),
             stage_ms: self
                 .stages

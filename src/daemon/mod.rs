@@ -2,15 +2,17 @@
 //!
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
-//! says what would stop them.
+//! says what would stop them, [`tune`] where to set a query's threshold.
 
 pub mod annotate;
-pub mod cache_dir;
+mod commands;
 pub mod config;
 pub mod demo;
+pub mod directories;
 pub mod doctor;
 mod health;
 pub mod latest;
+mod live;
 pub mod models;
 mod outlet;
 pub mod pictures;
@@ -20,5 +22,7 @@ pub mod report;
 pub mod run;
 pub mod sample_frames;
 pub mod segment;
+mod station;
 mod text_cache;
+pub mod tune;
 pub mod words;

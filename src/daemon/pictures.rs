@@ -1,10 +1,13 @@
-//! Annotated pictures of detections, shared by `segment` and `demo`.
+//! Annotated pictures of detections: files of `segment` and `demo`, snapshots of the daemon.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
+
+use crate::vision::refine::RefinedMask;
 
 use super::annotate::{Annotation, annotate, colour};
 use super::pipeline::{Detections, Pipeline};
@@ -44,18 +47,43 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), PictureError> {
 /// The last frame of the pipeline with its detections drawn on it, packed RGB.
 #[must_use]
 pub fn annotated(pipeline: &Pipeline, found: &Detections) -> Vec<u8> {
+    drawn(pipeline, found, &found.masks.iter().collect::<Vec<_>>())
+}
+
+fn drawn(pipeline: &Pipeline, found: &Detections, masks: &[&RefinedMask]) -> Vec<u8> {
     let mut rgb = pipeline.rgb().to_vec();
     // Best score last, so that it is drawn on top.
-    let annotations = found.masks.iter().rev().filter_map(|m| {
+    let annotations = masks.iter().rev().filter_map(|m| {
         let spec = pipeline.queries().get(m.query)?;
         Some(Annotation {
             mask: &m.mask,
             label: format!("{} {:.2}", spec.id, m.score),
-            colour: colour(m.query),
+            colour: spec.color.unwrap_or_else(|| colour(m.query)),
         })
     });
     annotate(&mut rgb, found.size, &annotations.collect::<Vec<_>>());
     rgb
+}
+
+/// Quality of snapshots, 1-100.
+const JPEG_QUALITY: u8 = 80;
+
+/// The last frame with the detections of one query drawn on it, as JPEG.
+///
+/// # Errors
+/// What the encoder says: a side longer than 65,535 pixels.
+pub fn snapshot(pipeline: &Pipeline, found: &Detections, query: usize) -> Result<Vec<u8>, image::ImageError> {
+    let only: Vec<_> = found.masks.iter().filter(|m| m.query == query).collect();
+    let rgb = drawn(pipeline, found, &only);
+    let mut bytes = Vec::new();
+    let (width, height) = (found.size.width() as u32, found.size.height() as u32);
+    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(
+        &rgb,
+        width,
+        height,
+        ExtendedColorType::Rgb8,
+    )?;
+    Ok(bytes)
 }
 
 /// Writes the annotated frame as PNG.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::contract::{Bundle, BundleError, Manifest};
@@ -28,6 +29,17 @@ pub struct QuerySpec {
     pub threshold: Option<f32>,
     /// Smallest mask, in frame pixels.
     pub min_area: usize,
+    /// Largest mask, in frame pixels; `None` for any.
+    pub max_area: Option<usize>,
+    /// Colour in pictures, red, green, blue; `None` for one chosen by position.
+    pub color: Option<[u8; 3]>,
+}
+
+/// Queries with their embeddings, ready for one model; made by [`Pipeline::prepare_queries`].
+#[derive(Clone, Debug, Default)]
+pub struct QuerySet {
+    specs: Vec<QuerySpec>,
+    queries: Queries,
 }
 
 impl QuerySpec {
@@ -55,6 +67,8 @@ impl QuerySpec {
             prompts: vec![text.to_owned()],
             threshold: None,
             min_area: 32,
+            max_area: None,
+            color: None,
         }
     }
 }
@@ -152,9 +166,7 @@ pub struct Pipeline {
     words: Words,
     preprocessor: Preprocessor,
     features: Features,
-    specs: Vec<QuerySpec>,
-    queries: Queries,
-    background: Vec<Vec<f32>>,
+    asked: Arc<QuerySet>,
     prompt_rules: PromptRules,
     refine_rules: RefineRules,
 }
@@ -200,13 +212,9 @@ impl Pipeline {
         } = engine;
         let manifest = bundle.manifest.clone();
         let mut words = Words::new(bundle, text, cache).map_err(PipelineError::Vocabulary)?;
-        let embed = |text: &String| words.embed(text);
-        let background = manifest.background.iter().map(embed).collect::<Result<Vec<_>, _>>();
-        let background = background.map_err(|source| PipelineError::Words {
-            id: "background".into(),
-            source,
-        })?;
+        let background = embed_background(&mut words, &manifest.background)?;
         let queries = Queries::new(manifest.encoder.embed_dim, &[], &background)?;
+        let specs = Vec::new();
         Ok(Self {
             model: format!("{}@{}", manifest.name, bundle.id()),
             preprocessor: Preprocessor::new(&manifest.encoder),
@@ -219,9 +227,7 @@ impl Pipeline {
             decoder,
             words,
             features: Features::default(),
-            specs: Vec::new(),
-            queries,
-            background,
+            asked: Arc::new(QuerySet { specs, queries }),
             prompt_rules: PromptRules::default(),
             refine_rules: RefineRules {
                 min_area: 1,
@@ -233,14 +239,44 @@ impl Pipeline {
     /// Replaces the queries; on error the old ones stay.
     ///
     /// # Errors
-    /// [`PipelineError`] for a text that cannot be embedded or an impossible threshold.
+    /// As [`Self::prepare_queries`].
     pub fn set_queries(&mut self, specs: &[QuerySpec]) -> Result<(), PipelineError> {
-        let replaced = self.replace_queries(specs);
-        self.words.release();
-        replaced
+        self.asked = self.prepare_queries(specs, None)?;
+        Ok(())
     }
 
-    fn replace_queries(&mut self, specs: &[QuerySpec]) -> Result<(), PipelineError> {
+    /// Embeds queries without asking them yet: every camera may have its own, and [`Self::ask`] changes between them.
+    ///
+    /// `background` are the texts they compete with; `None` means the bundle's.
+    ///
+    /// # Errors
+    /// [`PipelineError`] for a text that cannot be embedded or an impossible threshold.
+    pub fn prepare_queries(
+        &mut self,
+        specs: &[QuerySpec],
+        background: Option<&[String]>,
+    ) -> Result<Arc<QuerySet>, PipelineError> {
+        let prepared = self.embed_queries(specs, background);
+        self.words.release();
+        prepared
+    }
+
+    /// The queries in use, to be asked again later.
+    #[must_use]
+    pub fn asked(&self) -> Arc<QuerySet> {
+        Arc::clone(&self.asked)
+    }
+
+    /// Asks these queries of the frames that follow.
+    pub fn ask(&mut self, queries: &Arc<QuerySet>) {
+        self.asked = Arc::clone(queries);
+    }
+
+    fn embed_queries(
+        &mut self,
+        specs: &[QuerySpec],
+        background: Option<&[String]>,
+    ) -> Result<Arc<QuerySet>, PipelineError> {
         let mut embedded = Vec::with_capacity(specs.len());
         for spec in specs {
             let embedding = self
@@ -252,33 +288,25 @@ impl Pipeline {
                 })?;
             embedded.push((embedding, spec.threshold.unwrap_or(self.manifest.calibration.threshold)));
         }
-        self.queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &self.competitors(specs))?;
-        self.specs = specs.to_vec();
-        Ok(())
-    }
-
-    /// Embeddings of the background prompts that no query asks for itself: a text must not compete with itself.
-    fn competitors(&self, specs: &[QuerySpec]) -> Vec<Vec<f32>> {
-        let plain = |text: &str| text.trim().to_lowercase();
-        let asked: Vec<String> = specs.iter().flat_map(|s| &s.prompts).map(|p| plain(p)).collect();
-        let named = self.manifest.background.iter().zip(&self.background);
-        let kept = named
-            .filter(|(name, _)| !asked.contains(&plain(name)))
-            .map(|(_, e)| e.clone());
-        let kept: Vec<_> = kept.collect();
-        if kept.is_empty() { self.background.clone() } else { kept }
+        let background = background.unwrap_or(&self.manifest.background);
+        let competitors = embed_background(&mut self.words, &competitors(background, specs))?;
+        let queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &competitors)?;
+        Ok(Arc::new(QuerySet {
+            specs: specs.to_vec(),
+            queries,
+        }))
     }
 
     /// The queries in use.
     #[must_use]
     pub fn queries(&self) -> &[QuerySpec] {
-        &self.specs
+        &self.asked.specs
     }
 
     /// Score threshold of a query, in (0, 1).
     #[must_use]
     pub fn threshold(&self, query: usize) -> f32 {
-        let own = self.specs.get(query).and_then(|s| s.threshold);
+        let own = self.asked.specs.get(query).and_then(|s| s.threshold);
         own.unwrap_or(self.manifest.calibration.threshold)
     }
 
@@ -345,7 +373,7 @@ impl Pipeline {
         times.preprocess = lap();
         self.encoder.encode(self.preprocessor.tensor(), &mut self.features)?;
         times.encoder = lap();
-        let scores = score(&self.features, &self.queries, &self.manifest, letterbox)?;
+        let scores = score(&self.features, &self.asked.queries, &self.manifest, letterbox)?;
         let low_res_side = self.manifest.encoder.low_res_side();
         let prompts = scores.prompts(&self.prompt_rules, low_res_side, self.manifest.decoder.points);
         let best = (0..scores.queries()).map(|q| scores.best(q)).collect();
@@ -353,7 +381,11 @@ impl Pipeline {
         let decoded = self.decoder.decode(&self.features, &prompts)?;
         times.decoder = lap();
         let mut masks = refine(&prompts, &decoded, &letterbox, &self.refine_rules);
-        masks.retain(|m| self.specs.get(m.query).is_some_and(|s| m.mask.area() >= s.min_area));
+        masks.retain(|m| {
+            let area = m.mask.area();
+            let fits = |s: &QuerySpec| area >= s.min_area && s.max_area.is_none_or(|most| area <= most);
+            self.asked.specs.get(m.query).is_some_and(fits)
+        });
         masks.sort_by(|a, b| b.score.total_cmp(&a.score));
         times.refine = lap();
         Ok(Detections {
@@ -367,9 +399,41 @@ impl Pipeline {
     }
 }
 
+/// Background prompts that no query asks for itself, since a text must not compete with itself; all if none is left.
+fn competitors(background: &[String], specs: &[QuerySpec]) -> Vec<String> {
+    let plain = |text: &str| text.trim().to_lowercase();
+    let asked: Vec<String> = specs.iter().flat_map(|s| &s.prompts).map(|p| plain(p)).collect();
+    let kept: Vec<String> = background
+        .iter()
+        .filter(|name| !asked.contains(&plain(name)))
+        .cloned()
+        .collect();
+    if kept.is_empty() { background.to_vec() } else { kept }
+}
+
+fn embed_background(words: &mut Words, background: &[String]) -> Result<Vec<Vec<f32>>, PipelineError> {
+    let embedded = background
+        .iter()
+        .map(|text| words.embed(text))
+        .collect::<Result<_, _>>();
+    embedded.map_err(|source| PipelineError::Words {
+        id: "background".into(),
+        source,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_background_text_that_is_asked_for_does_not_compete_with_itself() {
+        let background = ["wall".to_owned(), "Sky".to_owned()];
+        let asked = |text: &str| competitors(&background, &[QuerySpec::from_text(text)]);
+        assert_eq!(asked(" sky"), ["wall"]);
+        assert_eq!(asked("cat"), background);
+        assert_eq!(competitors(&background[..1], &[QuerySpec::from_text("wall")]), ["wall"]);
+    }
 
     #[test]
     fn ids_are_made_of_the_text() {

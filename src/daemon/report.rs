@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::message::payload::{Detection, FrameMessage, PayloadError, RleText, SCHEMA, rfc3339};
+use crate::track::scene::Sighting;
 use crate::vision::mask::BinaryMask;
 use crate::vision::{polygon, rle};
 
@@ -31,11 +32,11 @@ impl Default for MaskOutput {
     }
 }
 
-fn clip(value: usize) -> u32 {
+pub(super) fn clip(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// The frame message of one camera.
+/// The frame message of one camera; `sightings` are what tracking knows of each mask, in their order, if anything.
 ///
 /// # Errors
 /// [`PayloadError`] if the capture time is outside the years that RFC 3339 knows.
@@ -45,20 +46,22 @@ pub fn frame_message(
     found: &Detections,
     now: Moment,
     output: MaskOutput,
+    sightings: &[Sighting],
 ) -> Result<FrameMessage, PayloadError> {
-    let detections = found.masks.iter().filter_map(|m| {
+    let detections = found.masks.iter().enumerate().filter_map(|(index, m)| {
+        let sighting = sightings.get(index).cloned().unwrap_or_default();
         let spec = pipeline.queries().get(m.query)?;
         let b = m.mask.bounding_box()?;
         let rings = |mask: &BinaryMask| polygon::simplify(polygon::trace(mask), output.tolerance);
         Some(Detection {
-            track_id: None,
+            track_id: sighting.track,
             query: spec.id.clone(),
             prompt: spec.prompts.first().cloned().unwrap_or_default(),
             score: m.score,
             threshold: pipeline.threshold(m.query),
             bbox: [b.x1, b.y1, b.x2, b.y2].map(clip),
             area: m.mask.area() as u64,
-            zones: Vec::new(),
+            zones: sighting.zones,
             polygon: output
                 .polygon
                 .then(|| rings(&m.mask).into_iter().map(|r| r.points).collect()),

@@ -19,13 +19,15 @@ use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{Backend, Provider, RuntimeError, RuntimeOptions};
 use crate::vision::frame::Frame;
 
-use super::cache_dir::cache_dir;
+use super::commands::{carry_out, restore};
 use super::config::{self, Config};
+use super::directories::{cache_dir, state_dir};
 use super::health::Health;
 use super::latest::{Latest, Taken};
+use super::live::LiveState;
 use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline, PipelineError, QuerySpec};
-use super::report::{MaskOutput, frame_message};
+use super::station::Station;
 
 /// First and longest pause before a source that failed is opened again; the pause doubles.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -38,6 +40,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Distance of two stats messages.
 const STATS_PERIOD: Duration = Duration::from_secs(10);
+
+/// What a camera's thread hands to the pipeline.
+#[derive(Debug)]
+pub(super) enum Delivery {
+    /// The newest frame.
+    Frame(Frame),
+    /// There will be none for a while.
+    Gone,
+}
 
 /// Parses the sources of all cameras, so that nothing is opened before the whole configuration is valid.
 ///
@@ -86,16 +97,18 @@ pub fn provider(provider: config::Provider) -> Provider {
     }
 }
 
-/// The queries of the configuration.
+/// Queries as the pipeline knows them.
 #[must_use]
-pub fn query_specs(config: &Config) -> Vec<QuerySpec> {
+pub fn query_specs(queries: &[config::Query]) -> Vec<QuerySpec> {
     let spec = |q: &config::Query| QuerySpec {
         id: q.id.to_string(),
         prompts: q.prompts.clone(),
         threshold: q.threshold,
         min_area: usize::try_from(q.min_area).unwrap_or(usize::MAX),
+        max_area: q.max_area.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
+        color: q.color,
     };
-    config.queries.iter().map(spec).collect()
+    queries.iter().map(spec).collect()
 }
 
 /// Tells every camera's subscribers that an engine is being built.
@@ -148,7 +161,7 @@ pub fn run_with(
     let announce = Announce { outlet: &outlet, stop };
     let opened = ending_if_stopped(stop, &outlet, || {
         let mut pipeline = open(&announce)?;
-        pipeline.set_queries(&query_specs(config))?;
+        pipeline.set_queries(&query_specs(&config.queries))?;
         Ok(pipeline)
     });
     let mut pipeline = match opened {
@@ -180,8 +193,8 @@ pub fn run_with(
             .iter()
             .enumerate()
             .map(|(slot, uri)| {
-                let (latest, outlet, clock) = (&latest, &outlet, Arc::clone(clock));
-                scope.spawn(move || watch(slot, uri, latest, outlet, &clock, stop))
+                let (latest, clock) = (&latest, Arc::clone(clock));
+                scope.spawn(move || watch(slot, uri, latest, &clock, stop))
             })
             .collect();
         let result = serve(&mut pipeline, config, &latest, &outlet, clock.as_ref(), stop, || {
@@ -219,14 +232,7 @@ fn ending_if_stopped<T>(stop: &AtomicBool, outlet: &Outlet, open: impl FnOnce() 
 }
 
 /// Feeds one slot from one source; opens it again after every failure, until the end of the source or `stop`.
-fn watch(
-    slot: usize,
-    uri: &SourceUri,
-    latest: &Latest<Frame>,
-    outlet: &Outlet,
-    clock: &Arc<dyn Clock>,
-    stop: &AtomicBool,
-) {
+fn watch(slot: usize, uri: &SourceUri, latest: &Latest<Delivery>, clock: &Arc<dyn Clock>, stop: &AtomicBool) {
     let stopping = || stop.load(Ordering::Relaxed) || latest.is_closed();
     // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
     let mut pause = RETRY.0;
@@ -235,13 +241,13 @@ fn watch(
             Err(error) => error,
             Ok(mut source) => {
                 info!(source = source.description(), "source opened");
-                match feed(slot, uri, source.as_mut(), latest, outlet, &stopping, &mut pause) {
+                match feed(slot, uri, source.as_mut(), latest, &stopping, &mut pause) {
                     Ok(()) => break,
                     Err(error) => error,
                 }
             }
         };
-        outlet.status(slot, DetectStatus::Offline);
+        latest.put_when_empty(slot, Delivery::Gone);
         warn!(source = uri.text, %error, retry_s = pause.as_secs_f32(), "source failed");
         let until = clock.now().monotonic + pause;
         while !stopping() && clock.now().monotonic < until {
@@ -249,89 +255,108 @@ fn watch(
         }
         pause = (pause * 2).min(RETRY.1);
     }
-    outlet.status(slot, DetectStatus::Offline);
+    latest.put_when_empty(slot, Delivery::Gone);
 }
 
 fn feed(
     slot: usize,
     uri: &SourceUri,
     source: &mut dyn FrameSource,
-    latest: &Latest<Frame>,
-    outlet: &Outlet,
+    latest: &Latest<Delivery>,
     stopping: &dyn Fn() -> bool,
     pause: &mut Duration,
 ) -> Result<(), CaptureError> {
     let lossless = uri.scheme != Scheme::V4l2 && uri.fps.is_none();
-    let mut online = false;
     while !stopping() {
         let Some(frame) = source.next_frame()? else {
             info!(source = uri.text, lost = source.lost(), "end of source");
             return Ok(());
         };
-        if !online {
-            (online, *pause) = (true, RETRY.0);
-            outlet.status(slot, DetectStatus::Online);
-        }
+        *pause = RETRY.0;
         if lossless {
-            latest.put_when_empty(slot, frame);
+            latest.put_when_empty(slot, Delivery::Frame(frame));
         } else {
-            latest.put(slot, frame);
+            latest.put(slot, Delivery::Frame(frame));
         }
     }
     Ok(())
+}
+
+/// Whether queries may be changed over MQTT.
+fn commands(config: &Config) -> bool {
+    config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
 }
 
 /// Takes frames through the pipeline and sends what it finds.
 fn serve(
     pipeline: &mut Pipeline,
     config: &Config,
-    latest: &Latest<Frame>,
+    latest: &Latest<Delivery>,
     outlet: &Outlet,
     clock: &dyn Clock,
     stop: &AtomicBool,
     sources_ended: impl Fn() -> bool,
 ) -> anyhow::Result<()> {
-    let output = MaskOutput {
-        polygon: config.output.polygon,
-        tolerance: config.output.tolerance,
-        rle: config.output.rle,
-    };
+    let asked = pipeline.asked();
+    let station = |camera| Station::new(camera, config, Arc::clone(&asked));
+    let mut stations: Vec<Station> = config.cameras.iter().map(station).collect();
+    let mut live = LiveState::read(
+        state_dir(config.state.as_deref())
+            .as_deref()
+            .filter(|_| commands(config)),
+    );
+    for station in &mut stations {
+        restore(station, pipeline, &live, outlet);
+    }
     let mut health = Health::new(clock.now(), config.cameras.len());
     let mut failing = false;
     while !stop.load(Ordering::Relaxed) {
+        if let Some((messages, topics)) = outlet.incoming() {
+            for message in &messages {
+                if outlet.is_birth(message) {
+                    stations.iter().for_each(|station| station.say_queries(outlet));
+                }
+                carry_out(message, topics, &mut stations, pipeline, &mut live, outlet);
+            }
+        }
         // Asked before looking, so that the last frame of the last source is not missed.
         let ended = sources_ended();
         match latest.take(TICK) {
             Taken::Closed => break,
             Taken::Nothing if ended => break,
             Taken::Nothing => {}
-            Taken::Item(slot, frame) => match pipeline.run(&frame) {
-                Ok(found) => {
-                    failing = false;
-                    health.count(slot, &found);
-                    log_detections(&config.cameras[slot].id, pipeline, &found);
-                    match frame_message(config.cameras[slot].id.as_str(), pipeline, &found, clock.now(), output) {
-                        Ok(message) => outlet.frame(slot, &message.encode()?, &mut health, &found),
-                        Err(error) => warn!(%error, "frame not published"),
+            Taken::Item(slot, Delivery::Gone) => stations[slot].gone(outlet),
+            Taken::Item(slot, Delivery::Frame(_)) if !stations[slot].detects() => stations[slot].idle(outlet),
+            Taken::Item(slot, Delivery::Frame(frame)) => {
+                let station = &mut stations[slot];
+                pipeline.ask(station.asked());
+                match pipeline.run(&frame) {
+                    Ok(found) => {
+                        failing = false;
+                        health.count(slot, &found);
+                        log_detections(station.id(), pipeline, &found);
+                        station.observe(pipeline, &found, clock.now(), outlet);
                     }
+                    Err(error) if !failing => {
+                        failing = true;
+                        warn!(%error, "frame not processed; logged again after the next good frame");
+                    }
+                    Err(error) => debug!(%error, "frame not processed"),
                 }
-                Err(error) if !failing => {
-                    failing = true;
-                    warn!(%error, "frame not processed; logged again after the next good frame");
-                }
-                Err(error) => debug!(%error, "frame not processed"),
-            },
+            }
         }
         let now = clock.now();
         if now.since(health.since) >= STATS_PERIOD {
             outlet.stats(
                 health
-                    .message(pipeline, config, latest, now, outlet.dropped())
+                    .message(pipeline, config, latest, now, &outlet.counters())
                     .encode()?,
             );
             health.restart(now);
         }
     }
+    // Nobody waits for the end of a thing that nobody looks at any more.
+    stations.iter_mut().for_each(|station| station.gone(outlet));
     Ok(())
 }
 

@@ -103,7 +103,7 @@ pub fn segment(
             let mask = query_mask(&found, query);
             write_file(&path(&format!("{}.mask.png", spec.id)), &mask_png(&mask)?)?;
         }
-        let message = frame_message("picture", pipeline, &found, clock.now(), options.masks)?;
+        let message = frame_message("picture", pipeline, &found, clock.now(), options.masks, &[])?;
         write_file(&path("json"), &serde_json::to_vec_pretty(&message)?)?;
         write!(table, "{}", table_rows(&stem, pipeline, &found))?;
     }

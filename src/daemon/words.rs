@@ -33,6 +33,9 @@ pub enum WordsError {
     Bundle(#[from] BundleError),
 }
 
+/// Most embeddings kept in memory; beyond, all are forgotten: the cache directory has them.
+const MAX_KNOWN: usize = 4_096;
+
 /// Tokenizer, text encoder and what they answered so far.
 pub struct Words {
     tokenizer: Tokenizer,
@@ -94,6 +97,9 @@ impl Words {
         }
         if let Some(known) = self.known.get(text) {
             return Ok(known.clone());
+        }
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
         }
         if let Some(kept) = self.cache.as_ref().and_then(|cache| cache.get(text, self.width)) {
             self.counts.cached += 1;

@@ -70,7 +70,7 @@ pub struct FrameMessage {
 /// One thing found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Detection {
-    /// Id of the track; absent while tracking is off.
+    /// Id of the track; absent until the thing counts (`min_hits`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track_id: Option<String>,
     /// Query id.
@@ -130,10 +130,28 @@ pub struct StatsMessage {
     pub memory_bytes: Option<u64>,
     /// Messages dropped because the broker was slow or away.
     pub dropped_messages: u64,
+    /// Events on disk; absent without a spool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolMessage>,
     /// By camera id.
     pub cameras: BTreeMap<String, CameraStats>,
     /// Mean milliseconds per frame by stage, since the last message.
     pub stage_ms: BTreeMap<String, f32>,
+}
+
+/// How the events on disk are doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolMessage {
+    /// Events the broker has not acknowledged.
+    pub waiting: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Events dropped since start because the spool was full.
+    pub dropped: u64,
+    /// Damaged places found since start.
+    pub damaged: u64,
+    /// Events that could not be written since start.
+    pub failed: u64,
 }
 
 /// How one camera is doing.
@@ -197,7 +215,7 @@ impl StatsMessage {
     }
 }
 
-fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError> {
+pub(super) fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError> {
     if found.is_finite() {
         Ok(())
     } else {
@@ -208,7 +226,7 @@ fn finite(found: f32, field: impl FnOnce() -> String) -> Result<(), PayloadError
     }
 }
 
-fn check_schema(found: &str) -> Result<(), PayloadError> {
+pub(super) fn check_schema(found: &str) -> Result<(), PayloadError> {
     let major = |version: &str| version.split_once('.').map(|(major, _)| major.to_owned());
     if major(found).is_some() && major(found) == major(SCHEMA) {
         Ok(())
@@ -338,6 +356,13 @@ mod tests {
             provider_nodes: [("TensorrtExecutionProvider".to_owned(), 2)].into(),
             memory_bytes: Some(1 << 28),
             dropped_messages: 0,
+            spool: Some(SpoolMessage {
+                waiting: 3,
+                bytes: 2_048,
+                dropped: 0,
+                damaged: 0,
+                failed: 0,
+            }),
             cameras: [(
                 "dock".to_owned(),
                 CameraStats {

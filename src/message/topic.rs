@@ -13,7 +13,7 @@ pub const MAX_ID: usize = 64;
 pub const MAX_PREFIX: usize = 128;
 
 /// Second levels below a camera that are not queries, and words kept for later use.
-const RESERVED_QUERIES: [&str; 5] = ["frame", "status", "detect", "query", "all"];
+const RESERVED_QUERIES: [&str; 6] = ["frame", "status", "detect", "query", "background", "all"];
 
 /// First levels below the prefix that are not cameras, and words kept for later use.
 const RESERVED_CAMERAS: [&str; 4] = ["available", "events", "stats", "all"];
@@ -132,6 +132,26 @@ pub struct Topic {
     pub retained: bool,
 }
 
+/// What a command topic asks for; ids are as they came, unchecked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Command<'a> {
+    /// Camera level.
+    pub camera: &'a str,
+    /// What is to be changed.
+    pub what: Asked<'a>,
+}
+
+/// What a command changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked<'a> {
+    /// The query of this id.
+    Query(&'a str),
+    /// Whether frames are processed.
+    Detect,
+    /// What queries compete with.
+    Background,
+}
+
 /// All topics below one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
@@ -233,6 +253,51 @@ impl Topics {
     #[must_use]
     pub fn query_state(&self, camera: &CameraId, query: &QueryId) -> Topic {
         self.topic(format_args!("{camera}/query/{query}/state"), Qos::AtLeastOnce, true)
+    }
+
+    /// `<p>/<cam>/background/set`: a JSON list of the texts that queries compete with, or empty for the model's own.
+    #[must_use]
+    pub fn background_set(&self, camera: &CameraId) -> Topic {
+        self.topic(format_args!("{camera}/background/set"), Qos::AtLeastOnce, false)
+    }
+
+    /// `<p>/<cam>/background/state`: the texts in force.
+    #[must_use]
+    pub fn background_state(&self, camera: &CameraId) -> Topic {
+        self.topic(format_args!("{camera}/background/state"), Qos::AtLeastOnce, true)
+    }
+
+    /// Where the refusal of a command goes: its topic with `error` for `set`.
+    #[must_use]
+    pub fn error_of(&self, command: &str) -> Topic {
+        let stem = command.strip_suffix("/set").unwrap_or(command);
+        Topic {
+            name: format!("{stem}/error"),
+            qos: Qos::AtLeastOnce,
+            retained: false,
+        }
+    }
+
+    /// Filters of all command topics.
+    #[must_use]
+    pub fn commands(&self) -> Vec<String> {
+        ["query/+", "detect", "background"]
+            .map(|what| format!("{}/+/{what}/set", self.prefix))
+            .into()
+    }
+
+    /// What a command topic asks for; `None` for any other topic.
+    #[must_use]
+    pub fn command<'a>(&self, name: &'a str) -> Option<Command<'a>> {
+        let rest = name.strip_prefix(&self.prefix)?.strip_prefix('/')?;
+        let levels: Vec<&str> = rest.split('/').collect();
+        let (camera, what) = match levels[..] {
+            [camera, "query", id, "set"] => (camera, Asked::Query(id)),
+            [camera, "detect", "set"] => (camera, Asked::Detect),
+            [camera, "background", "set"] => (camera, Asked::Background),
+            _ => return None,
+        };
+        Some(Command { camera, what })
     }
 
     /// `<p>/<cam>/detect/set`: `ON` or `OFF`.
@@ -345,6 +410,36 @@ mod tests {
         assert_eq!(
             error,
             "camera id \"stats\" is reserved; choose another than available, events, stats, all"
+        );
+    }
+
+    #[test]
+    fn command_topics_are_recognised_and_nothing_else_is() {
+        let topics = Topics::new("site-3/samclip").unwrap();
+        let (camera, query) = (CameraId::new("dock").unwrap(), QueryId::new("person").unwrap());
+        let command = |what| Some(Command { camera: "dock", what });
+        assert_eq!(
+            topics.command(&topics.query_set(&camera, &query).name),
+            command(Asked::Query("person"))
+        );
+        assert_eq!(topics.command(&topics.detect_set(&camera).name), command(Asked::Detect));
+        assert_eq!(
+            topics.command(&topics.background_set(&camera).name),
+            command(Asked::Background)
+        );
+        for other in [
+            "site-3/samclip/dock/person",
+            "site-3/samclip",
+            "samclip/dock/detect/set",
+            "site-3/samclipx/d/detect/set",
+            "",
+        ] {
+            assert_eq!(topics.command(other), None, "{other}");
+        }
+        assert_eq!(topics.commands()[0], "site-3/samclip/+/query/+/set");
+        assert_eq!(
+            topics.error_of("samclip/dock/query/Ä/set").name,
+            "samclip/dock/query/Ä/error"
         );
     }
 

@@ -1,24 +1,29 @@
-//! The connection to the broker: MQTT 3.1.1 over TCP, on a thread of its own.
+//! What the daemon knows of the broker: hand a message over, ask how it goes, stop.
 //!
-//! Callers never wait for the network: [`Publisher::publish`] puts the message into an [`Outbox`] and returns. The
-//! thread connects, sends, and after a loss tries again with growing pauses; it logs each change of state once, not
-//! each try. After every connect all states go out, `online` last; the broker holds `offline` as last will; a clean
-//! stop sends `stopped`.
+//! Callers never wait for network or disk: [`Publisher::publish`] puts the message into an [`Outbox`] and
+//! [`Publisher::event`] hands it to the spool's writer; both return at once. A thread (`session`) connects, sends, and
+//! after a loss tries again with growing pauses. After every connect all states go out, `online` last; the broker holds
+//! `offline` as last will; a clean stop sends `stopped`. Events go out in order, and leave the spool once the broker
+//! has acknowledged them.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rumqttc::{AsyncClient, ClientError, Event, EventLoop, LastWill, MqttOptions, Outgoing, Packet, QoS};
+use bytes::Bytes;
 use tokio::sync::Notify;
-use tracing::{debug, info, warn};
+use tracing::warn;
 
+use super::link::{self, TlsTexts, Version};
 use super::outbox::{Message, Outbox};
-use crate::message::payload::Availability;
-use crate::message::topic::{Qos, Topic};
+use super::session;
+use super::spool::writer::{SharedSpool, SpoolWriter, Written};
+use super::spool::{Spool, SpoolStats};
+use crate::message::topic::Topic;
 
-/// Messages handed to the MQTT client at once; the rest waits in the outbox, where the newest win.
-const CLIENT_QUEUE: usize = 4;
+/// Messages from the broker that nobody has taken yet; further ones are dropped and counted.
+const INCOMING: usize = 64;
 
 /// How to reach a broker and what to tell it.
 #[derive(Debug, Clone)]
@@ -27,6 +32,10 @@ pub struct Settings {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// Version of the protocol.
+    pub version: Version,
+    /// Certificates; `None` for a connection in the clear.
+    pub tls: Option<TlsTexts>,
     /// Unique among the broker's clients.
     pub client_id: String,
     /// User and password.
@@ -35,6 +44,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// Where `online`, `offline` and `stopped` go; see [`crate::message::topic::Topics::available`].
     pub available: Topic,
+    /// Topic filters to subscribe to after every connect.
+    pub subscriptions: Vec<String>,
     /// Most messages waiting.
     pub queue_messages: usize,
     /// Most bytes of payload waiting.
@@ -46,16 +57,20 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings with the defaults: 15 s keep-alive, 256 messages, 32 MiB waiting, 16 MiB packets, pauses 0.5-30 s.
+    /// Settings with the defaults: MQTT 3.1.1 in the clear, 15 s keep-alive, nothing subscribed, 256 messages, 32 MiB
+    /// waiting, 16 MiB packets, pauses 0.5-30 s.
     #[must_use]
     pub fn new(host: &str, port: u16, client_id: &str, available: Topic) -> Self {
         Self {
             host: host.into(),
             port,
+            version: Version::V3,
+            tls: None,
             client_id: client_id.into(),
             credentials: None,
             keep_alive: Duration::from_secs(15),
             available,
+            subscriptions: Vec::new(),
             queue_messages: 256,
             queue_bytes: 32 << 20,
             max_packet_bytes: 16 << 20,
@@ -80,6 +95,9 @@ pub enum PublishError {
         /// What is allowed.
         expected: &'static str,
     },
+    /// Certificates or a key that cannot be used.
+    #[error("mqtt tls: {0}")]
+    Tls(String),
 }
 
 /// Counters of a publisher.
@@ -93,8 +111,25 @@ pub struct PublishStats {
     pub sent: u64,
     /// Messages dropped: the queue was full, or the message over the packet limit.
     pub dropped: u64,
-    /// Messages waiting.
+    /// Messages the broker took and refused to pass on (MQTT 5).
+    pub refused: u64,
+    /// Messages waiting, spooled events not counted.
     pub waiting: usize,
+    /// Messages from the broker dropped because nobody took them.
+    pub unread: u64,
+    /// The spool, if there is one; events dropped on the way to a slow disk count as dropped.
+    pub spool: Option<SpoolStats>,
+}
+
+/// A message from the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    /// Full topic name.
+    pub topic: String,
+    /// Body.
+    pub payload: Bytes,
+    /// Whether it is old: the broker kept it from before the subscription.
+    pub retained: bool,
 }
 
 /// A running connection.
@@ -102,37 +137,113 @@ pub struct PublishStats {
 pub struct Publisher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    writer: Option<SpoolWriter>,
     packet_limit: usize,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
     /// Signals every change of `State` to blocking callers.
-    changed: Condvar,
+    pub(super) changed: Condvar,
     /// Wakes the sending task.
-    work: Notify,
+    pub(super) work: Notify,
+    /// Events and where they go. Its lock is never asked for while the state's is held: the disk may be slow.
+    pub(super) spool: Option<(SharedSpool, Topic)>,
 }
 
+/// What the callers and the thread share.
 #[derive(Debug)]
-struct State {
-    outbox: Outbox,
-    connected: bool,
-    connects: u64,
-    sent: u64,
-    /// Messages of QoS 1 that the broker has not acknowledged on this connection.
-    unacknowledged: usize,
-    too_large: u64,
-    stopping: bool,
-    abandoned: bool,
+pub(super) struct State {
+    pub(super) outbox: Outbox,
+    pub(super) connected: bool,
+    pub(super) connects: u64,
+    pub(super) sent: u64,
+    /// Messages of QoS 1 handed to the client, in order, whose packet number is not known yet; with the event's number.
+    pub(super) handed: VecDeque<Option<u64>>,
+    /// Messages of QoS 1 that the broker has not acknowledged on this connection, by packet number.
+    pub(super) in_flight: HashMap<u16, Option<u64>>,
+    /// Whether the topics of this connection are still to be subscribed to.
+    pub(super) subscribe: bool,
+    /// Largest packet this connection takes.
+    pub(super) packet_limit: usize,
+    pub(super) too_large: u64,
+    pub(super) refused: u64,
+    pub(super) spooled: SpoolStats,
+    incoming: VecDeque<Incoming>,
+    unread: u64,
+    pub(super) stopping: bool,
+    /// Until when events are still sent, once stopping: the goodbye must not wait for a long spool.
+    pub(super) events_until: Option<Instant>,
+    pub(super) abandoned: bool,
     finished: bool,
 }
 
+impl State {
+    fn new(settings: &Settings, spooled: SpoolStats) -> Self {
+        Self {
+            outbox: Outbox::new(settings.queue_messages, settings.queue_bytes),
+            connected: false,
+            connects: 0,
+            sent: 0,
+            handed: VecDeque::new(),
+            in_flight: HashMap::new(),
+            subscribe: false,
+            packet_limit: settings.max_packet_bytes,
+            too_large: 0,
+            refused: 0,
+            spooled,
+            incoming: VecDeque::new(),
+            unread: 0,
+            stopping: false,
+            events_until: None,
+            abandoned: false,
+            finished: false,
+        }
+    }
+
+    /// Keeps a message from the broker for whoever takes it.
+    pub(super) fn arrived(&mut self, message: Incoming) {
+        if self.incoming.len() < INCOMING {
+            self.incoming.push_back(message);
+        } else {
+            self.unread += 1;
+        }
+    }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // every critical section leaves the state whole
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells the sending task what the spool's writer did.
+struct Spooling {
+    shared: Arc<Shared>,
+    topic: Topic,
+}
+
+impl Written for Spooling {
+    fn added(&self, stats: SpoolStats) {
+        self.shared.lock().spooled = stats;
+        self.shared.work.notify_one();
+    }
+
+    fn unwritten(&self, payload: Vec<u8>) {
+        let topic = self.topic.clone();
+        self.shared.lock().outbox.push(Message { topic, payload });
+        self.shared.work.notify_one();
+    }
+}
+
+/// Bytes of a packet beyond topic and payload, at most: fixed header, topic length, packet number, properties.
+const PACKET_OVERHEAD: usize = 10;
+
+/// Whether a message fits into a packet.
+pub(super) fn fits(topic: &Topic, payload: &[u8], limit: usize) -> bool {
+    payload.len() + topic.name.len() + PACKET_OVERHEAD <= limit
 }
 
 impl Publisher {
@@ -141,22 +252,33 @@ impl Publisher {
     /// # Errors
     /// [`PublishError`] for settings that can never work, or if the system gives no thread.
     pub fn start(settings: Settings) -> Result<Self, PublishError> {
+        Self::start_with(settings, None)
+    }
+
+    /// As [`Self::start`], with a spool for events and the topic they go to.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(settings: Settings, spool: Option<(Spool, Topic)>) -> Result<Self, PublishError> {
         check(&settings)?;
+        let tls = settings.tls.as_ref().map(link::tls).transpose()?;
+        let spooled = spool.as_ref().map(|(spool, _)| spool.stats()).unwrap_or_default();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                outbox: Outbox::new(settings.queue_messages, settings.queue_bytes),
-                connected: false,
-                connects: 0,
-                sent: 0,
-                unacknowledged: 0,
-                too_large: 0,
-                stopping: false,
-                abandoned: false,
-                finished: false,
-            }),
+            state: Mutex::new(State::new(&settings, spooled)),
             changed: Condvar::new(),
             work: Notify::new(),
+            spool: spool.map(|(spool, topic)| (Arc::new(Mutex::new(spool)), topic)),
         });
+        let writer = match &shared.spool {
+            None => None,
+            Some((spool, topic)) => {
+                let told = Spooling {
+                    shared: Arc::clone(&shared),
+                    topic: topic.clone(),
+                };
+                Some(SpoolWriter::start(Arc::clone(spool), told)?)
+            }
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -165,7 +287,7 @@ impl Publisher {
         let thread = std::thread::Builder::new().name("mqtt".into()).spawn({
             let shared = Arc::clone(&shared);
             move || {
-                runtime.block_on(run(&settings, &shared));
+                runtime.block_on(session::run(&settings, tls.as_ref(), &shared));
                 shared.lock().finished = true;
                 shared.changed.notify_all();
             }
@@ -173,6 +295,7 @@ impl Publisher {
         Ok(Self {
             shared,
             thread: Some(thread),
+            writer,
             packet_limit,
         })
     }
@@ -180,8 +303,7 @@ impl Publisher {
     /// Hands a message over; never waits. A retained message replaces an unsent one of its topic.
     pub fn publish(&self, topic: Topic, payload: Vec<u8>) {
         let mut state = self.shared.lock();
-        // fixed header, topic length and packet id take at most 9 bytes more
-        if payload.len() + topic.name.len() + 9 > self.packet_limit {
+        if !fits(&topic, &payload, self.packet_limit) {
             state.too_large += 1;
             warn!(
                 topic = topic.name,
@@ -196,16 +318,37 @@ impl Publisher {
         self.shared.work.notify_one();
     }
 
+    /// Hands an event over; never waits. It goes through the spool if there is one, else as any message to `topic`.
+    pub fn event(&self, topic: Topic, payload: Vec<u8>) {
+        match &self.writer {
+            Some(writer) => writer.offer(payload),
+            None => self.publish(topic, payload),
+        }
+    }
+
+    /// Messages from the broker since the last call, in order.
+    #[must_use]
+    pub fn incoming(&self) -> Vec<Incoming> {
+        self.shared.lock().incoming.drain(..).collect()
+    }
+
     /// Counters so far.
     #[must_use]
     pub fn stats(&self) -> PublishStats {
+        let spool_dropped = self.writer.as_ref().map(SpoolWriter::dropped);
         let state = self.shared.lock();
         PublishStats {
             connected: state.connected,
             connects: state.connects,
             sent: state.sent,
             dropped: state.outbox.dropped() + state.too_large,
+            refused: state.refused,
             waiting: state.outbox.len(),
+            unread: state.unread,
+            spool: spool_dropped.map(|dropped| SpoolStats {
+                dropped: state.spooled.dropped + dropped,
+                ..state.spooled
+            }),
         }
     }
 
@@ -215,7 +358,7 @@ impl Publisher {
         self.wait(timeout, |state| state.connected)
     }
 
-    /// Waits until everything is handed to the connection; `false` if it is not within `timeout`.
+    /// Waits until everything but spooled events is handed to the connection; `false` if it is not within `timeout`.
     #[must_use]
     pub fn wait_sent(&self, timeout: Duration) -> bool {
         self.wait(timeout, |state| state.connected && state.outbox.is_empty())
@@ -232,11 +375,19 @@ impl Publisher {
     }
 
     /// Sends what waits and then `stopped`, and disconnects; gives up after `grace`, and at once without a connection.
-    /// Returns whether the broker has acknowledged `stopped`.
+    /// Returns whether the broker has acknowledged `stopped`. Events that are not sent stay in the spool.
     pub fn stop(mut self, grace: Duration) -> bool {
-        self.shared.lock().stopping = true;
+        let end = Instant::now() + grace;
+        if let Some(writer) = self.writer.take()
+            && !writer.finish(grace / 2)
+        {
+            warn!("the disk is too slow: the last events may not be in the spool");
+        }
+        let mut state = self.shared.lock();
+        (state.stopping, state.events_until) = (true, Some(Instant::now() + grace / 4));
+        drop(state);
         self.shared.work.notify_one();
-        let finished = self.wait(grace, |state| state.finished);
+        let finished = self.wait(end.saturating_duration_since(Instant::now()), |state| state.finished);
         // after the grace the thread is left to the destructor, which breaks the connection
         let thread = if finished { self.thread.take() } else { None };
         thread.is_some_and(|thread| thread.join().is_ok()) && self.shared.lock().connected
@@ -265,136 +416,6 @@ fn check(settings: &Settings) -> Result<(), PublishError> {
     Ok(())
 }
 
-fn quality(qos: Qos) -> QoS {
-    match qos {
-        Qos::AtMostOnce => QoS::AtMostOnce,
-        Qos::AtLeastOnce => QoS::AtLeastOnce,
-    }
-}
-
-/// The thread: one task receives and reconnects, the other sends.
-async fn run(settings: &Settings, shared: &Shared) {
-    let mut options = MqttOptions::new(&settings.client_id, &settings.host, settings.port);
-    options.set_keep_alive(settings.keep_alive);
-    options.set_max_packet_size(settings.max_packet_bytes, settings.max_packet_bytes);
-    let will = Availability::Offline.as_str();
-    let (topic, qos) = (&settings.available.name, quality(settings.available.qos));
-    options.set_last_will(LastWill::new(topic, will, qos, settings.available.retained));
-    if let Some((user, password)) = &settings.credentials {
-        options.set_credentials(user, password);
-    }
-    let (client, events) = AsyncClient::new(options, CLIENT_QUEUE);
-    tokio::select! {
-        () = receive(events, settings, shared) => {}
-        () = send(client, settings, shared) => {}
-    }
-}
-
-/// Drives the connection; returns after a clean disconnect.
-async fn receive(mut events: EventLoop, settings: &Settings, shared: &Shared) {
-    let broker = format!("{}:{}", settings.host, settings.port);
-    let mut pause = settings.retry.0;
-    let mut reported = false;
-    loop {
-        match events.poll().await {
-            Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                info!(broker, "connected to the broker");
-                (pause, reported) = (settings.retry.0, false);
-                let online = Availability::Online.as_str().into();
-                let mut state = shared.lock();
-                state.outbox.resend_states(Message {
-                    topic: settings.available.clone(),
-                    payload: online,
-                });
-                (state.connected, state.connects, state.unacknowledged) = (true, state.connects + 1, 0);
-                drop(state);
-                shared.changed.notify_all();
-                shared.work.notify_one();
-            }
-            Ok(Event::Incoming(Packet::PubAck(_))) => {
-                let mut state = shared.lock();
-                state.unacknowledged = state.unacknowledged.saturating_sub(1);
-                drop(state);
-                shared.work.notify_one();
-            }
-            Ok(Event::Outgoing(Outgoing::Disconnect)) => return,
-            Ok(_) => {}
-            Err(error) => {
-                shared.lock().connected = false;
-                shared.changed.notify_all();
-                if reported {
-                    debug!(broker, %error, "still no broker");
-                } else {
-                    warn!(broker, %error, "no broker; trying again in the background");
-                    reported = true;
-                }
-                shared.work.notify_one();
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(settings.retry.1);
-            }
-        }
-    }
-}
-
-/// Moves messages from the outbox to the connection while there is one; returns when asked to stop without one,
-/// or when nobody holds the publisher any more.
-async fn send(client: AsyncClient, settings: &Settings, shared: &Shared) {
-    let mut farewell = Some(settings.available.clone());
-    loop {
-        let (message, connected, stopping, unacknowledged) = {
-            let mut state = shared.lock();
-            if state.abandoned {
-                return;
-            }
-            let message = if state.connected { state.outbox.pop() } else { None };
-            (message, state.connected, state.stopping, state.unacknowledged)
-        };
-        let sent = match message {
-            Some(message) => hand_over(&client, message, shared).await,
-            None if stopping && !connected => return,
-            None if stopping => match farewell.take() {
-                Some(topic) => {
-                    let payload = Availability::Stopped.as_str().into();
-                    hand_over(&client, Message { topic, payload }, shared).await
-                }
-                // the receiving task sees the disconnect go out and ends the thread
-                None if unacknowledged == 0 => match client.disconnect().await {
-                    Ok(()) => std::future::pending().await,
-                    Err(error) => Err(error),
-                },
-                None => {
-                    shared.work.notified().await;
-                    Ok(())
-                }
-            },
-            None => {
-                shared.work.notified().await;
-                Ok(())
-            }
-        };
-        if let Err(error) = sent {
-            return closed(&error);
-        }
-    }
-}
-
-/// Gives one message to the client, waiting for a place in its short queue.
-async fn hand_over(client: &AsyncClient, message: Message, shared: &Shared) -> Result<(), ClientError> {
-    let Topic { name, qos, retained } = message.topic;
-    client.publish(name, quality(qos), retained, message.payload).await?;
-    let mut state = shared.lock();
-    state.sent += 1;
-    state.unacknowledged += usize::from(qos == Qos::AtLeastOnce);
-    drop(state);
-    shared.changed.notify_all();
-    Ok(())
-}
-
-/// The client refuses messages only after the receiving task has ended.
-fn closed(error: &ClientError) {
-    debug!(%error, "connection task has ended");
-}
-
 impl Drop for Publisher {
     /// Breaks the connection without a goodbye, so that the broker sends the last will; only [`Publisher::stop`] is a
     /// clean exit.
@@ -409,8 +430,7 @@ impl Drop for Publisher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
-
+    use crate::message::topic::Qos;
     use crate::message::topic::Topics;
 
     fn settings(port: u16) -> Settings {
@@ -479,8 +499,8 @@ mod tests {
             qos: Qos::AtMostOnce,
             retained: false,
         };
-        publisher.publish(topic.clone(), vec![0; 991]);
-        publisher.publish(topic, vec![0; 990]);
+        publisher.publish(topic.clone(), vec![0; 990]);
+        publisher.publish(topic, vec![0; 989]);
         assert_eq!((publisher.stats().dropped, publisher.stats().waiting), (1, 1));
     }
 }

@@ -69,9 +69,22 @@ impl Outbox {
 
     /// The next message to send: changed states first, then the queue in order.
     pub fn pop(&mut self) -> Option<Message> {
-        if let Some(message) = self.changed.pop_front().and_then(|name| self.states.get(&name)) {
-            return Some(message.clone());
+        self.pop_state().or_else(|| self.pop_queued())
+    }
+
+    /// The next changed state.
+    pub fn pop_state(&mut self) -> Option<Message> {
+        let name = self.changed.pop_front()?;
+        let message = self.states.get(&name)?.clone();
+        if message.payload.is_empty() {
+            // The broker forgets it, and so do we.
+            self.states.remove(&name);
         }
+        Some(message)
+    }
+
+    /// The next message that is no state.
+    pub fn pop_queued(&mut self) -> Option<Message> {
         let message = self.queue.pop_front()?;
         self.queued_bytes -= message.payload.len();
         Some(message)
@@ -153,6 +166,16 @@ mod tests {
         outbox.push(message("count", true, b"2"));
         assert_eq!(payloads(&mut outbox), [b"2", b"f"]);
         assert_eq!(outbox.dropped(), 0);
+    }
+
+    #[test]
+    fn a_state_that_is_withdrawn_goes_out_empty_once() {
+        let mut outbox = Outbox::new(2, 100);
+        outbox.push(message("count", true, b"1"));
+        outbox.push(message("count", true, b""));
+        assert_eq!(payloads(&mut outbox), [b""]);
+        outbox.resend_states(message("available", true, b"online"));
+        assert_eq!(payloads(&mut outbox), [b"online"]);
     }
 
     #[test]

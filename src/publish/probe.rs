@@ -1,6 +1,6 @@
 //! Asks a broker whether it would accept the daemon: connect, CONNECT, CONNACK, DISCONNECT.
 //!
-//! A client id of its own, so that a daemon that is connected stays so; no will, nothing published.
+//! Asked in MQTT 3.1.1, with TLS if the daemon uses it. A client id of its own, so that a daemon that is connected stays so; no will, nothing published.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -9,7 +9,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use rumqttc::mqttbytes::Error as CodecError;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Disconnect, Packet};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 
+use super::link::tls;
 use super::mqtt::Settings;
 
 /// A CONNACK is four bytes; more than this is not one.
@@ -50,6 +53,11 @@ pub enum ProbeError {
     },
 }
 
+/// A connection, in the clear or not.
+trait Stream: Read + Write {}
+
+impl<T: Read + Write> Stream for T {}
+
 /// Connects once, waiting at most `patience` for each step.
 ///
 /// # Errors
@@ -77,9 +85,18 @@ pub fn probe(settings: &Settings, patience: Duration) -> Result<(), ProbeError> 
             Err(error) => last = error,
         }
     }
-    let mut stream = stream.ok_or_else(|| refused(last))?;
+    let stream = stream.ok_or_else(|| refused(last))?;
     stream.set_read_timeout(Some(patience)).map_err(refused)?;
     stream.set_write_timeout(Some(patience)).map_err(refused)?;
+    let mut stream: Box<dyn Stream> = match &settings.tls {
+        None => Box::new(stream),
+        Some(texts) => {
+            let config = tls(texts).map_err(|e| protocol(e.to_string()))?;
+            let name = ServerName::try_from(host.clone()).map_err(|e| protocol(e.to_string()))?;
+            let session = ClientConnection::new(config, name).map_err(|e| protocol(e.to_string()))?;
+            Box::new(StreamOwned::new(session, stream))
+        }
+    };
     let mut connect = Connect::new(format!("{}-doctor", settings.client_id));
     if let Some((user, password)) = &settings.credentials {
         connect.set_login(user.clone(), password.clone());

@@ -79,6 +79,36 @@ impl BinaryMask {
         self.pixels.iter().zip(&other.pixels).filter(|&(&a, &b)| a & b).count()
     }
 
+    /// Number of pixels set in both when this mask is moved by `shift` pixels (right, down); only pixels inside the
+    /// masks' boxes are looked at. 0 for masks of different sizes.
+    #[must_use]
+    pub fn intersection_moved(&self, own: PixelBox, other: &Self, theirs: PixelBox, shift: (i64, i64)) -> usize {
+        if self.size != other.size {
+            return 0;
+        }
+        // In the other mask's coordinates; whatever the shift, within the other's box.
+        let span = |a: (usize, usize), b: (usize, usize), moved: i64| {
+            let low = (a.0 as i64).saturating_add(moved).max(b.0 as i64);
+            let high = (a.1 as i64).saturating_add(moved).min(b.1 as i64);
+            low..high.max(low)
+        };
+        let columns = span((own.x1, own.x2), (theirs.x1, theirs.x2), shift.0);
+        let rows = span((own.y1, own.y2), (theirs.y1, theirs.y2), shift.1);
+        let (width, length) = (self.size.width(), (columns.end - columns.start) as usize);
+        if length == 0 {
+            return 0;
+        }
+        rows.map(|y| {
+            let there = y as usize * width + columns.start as usize;
+            let here = (y - shift.1) as usize * width + (columns.start - shift.0) as usize;
+            let pairs = self.pixels[here..here + length]
+                .iter()
+                .zip(&other.pixels[there..there + length]);
+            pairs.filter(|&(&a, &b)| a & b).count()
+        })
+        .sum()
+    }
+
     /// Intersection over union; 0 for two empty masks.
     #[must_use]
     pub fn iou(&self, other: &Self) -> f32 {
@@ -132,6 +162,35 @@ mod tests {
             })
         );
         assert!(a.get(2, 2) && !a.get(5, 2) && !a.get(0, 3));
+    }
+
+    #[test]
+    fn a_moved_mask_meets_the_other_where_it_was_moved_to() {
+        let (a, b) = (mask(&["##...", "##...", "....."]), mask(&[".....", "..##.", "..##."]));
+        let moved = |shift| a.intersection_moved(a.bounding_box().unwrap(), &b, b.bounding_box().unwrap(), shift);
+        assert_eq!(
+            [
+                moved((0, 0)),
+                moved((2, 1)),
+                moved((1, 1)),
+                moved((2, 0)),
+                moved((3, 2))
+            ],
+            [0, 4, 2, 2, 1]
+        );
+        assert_eq!(
+            [moved((i64::MAX, 0)), moved((i64::MIN, i64::MIN)), moved((-2, -1))],
+            [0, 0, 0]
+        );
+        assert_eq!(
+            a.intersection_moved(
+                a.bounding_box().unwrap(),
+                &mask(&["#"]),
+                b.bounding_box().unwrap(),
+                (0, 0)
+            ),
+            0
+        );
     }
 
     #[test]

@@ -1,0 +1,269 @@
+//! The thread that talks to the broker: one link after the other, one task that receives, one that sends.
+//!
+//! Each change of the connection is logged once, not each try.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{debug, info, warn};
+
+use super::link::{self, Closed, Happened, Receiver, Sender};
+use super::mqtt::{Incoming, Settings, Shared, State, fits};
+use super::outbox::Message;
+use super::spool::writer::lock;
+use crate::message::payload::Availability;
+use crate::message::topic::{Qos, Topic};
+
+/// Spooled events on their way at once.
+const WINDOW: usize = 32;
+
+/// How a link ended.
+enum End {
+    /// As it should: asked to stop, or nobody holds the publisher any more.
+    Done,
+    /// It broke, or never came to be.
+    Broken(String),
+}
+
+/// Keeps a connection until asked to stop.
+pub(super) async fn run(settings: &Settings, tls: Option<&Arc<rustls::ClientConfig>>, shared: &Shared) {
+    let broker = format!("{}:{}", settings.host, settings.port);
+    let mut pause = settings.retry.0;
+    let mut reported = false;
+    loop {
+        let (sender, receiver) = link::open(settings, tls);
+        let end = tokio::select! {
+            end = receive(receiver, settings, shared) => end,
+            () = send(sender, settings, shared) => End::Done,
+        };
+        let End::Broken(error) = end else { return };
+        let was_connected = disconnected(shared);
+        if was_connected {
+            (pause, reported) = (settings.retry.0, false);
+        }
+        if reported {
+            debug!(broker, error, "still no broker");
+        } else {
+            warn!(broker, error, "no broker; trying again in the background");
+            reported = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = told_to_end(shared) => return,
+        }
+        pause = (pause * 2).min(settings.retry.1);
+    }
+}
+
+async fn told_to_end(shared: &Shared) {
+    let told = || {
+        let state = shared.lock();
+        state.stopping || state.abandoned
+    };
+    while !told() {
+        shared.work.notified().await;
+    }
+}
+
+/// Forgets what was on its way; whether there was a connection at all.
+fn disconnected(shared: &Shared) -> bool {
+    let mut state = shared.lock();
+    state.handed.clear();
+    state.in_flight.clear();
+    let was_connected = std::mem::replace(&mut state.connected, false);
+    drop(state);
+    shared.changed.notify_all();
+    if let Some((spool, _)) = &shared.spool {
+        lock(spool).rewind();
+    }
+    was_connected
+}
+
+/// Drives a link until it ends.
+async fn receive(mut receiver: Receiver, settings: &Settings, shared: &Shared) -> End {
+    let mut refusal_reported = false;
+    loop {
+        match receiver.next().await {
+            Ok(Happened::Connected { packet_limit }) => {
+                info!(host = settings.host, port = settings.port, "connected to the broker");
+                let mut state = shared.lock();
+                state.outbox.resend_states(Message {
+                    topic: settings.available.clone(),
+                    payload: Availability::Online.as_str().into(),
+                });
+                let limit = packet_limit.unwrap_or(usize::MAX).min(settings.max_packet_bytes);
+                (state.connected, state.connects, state.packet_limit) = (true, state.connects + 1, limit);
+                state.subscribe = !settings.subscriptions.is_empty();
+                drop(state);
+                shared.changed.notify_all();
+                shared.work.notify_one();
+            }
+            Ok(Happened::Left(number)) => {
+                let mut state = shared.lock();
+                let event = state.handed.pop_front().flatten();
+                state.in_flight.insert(number, event);
+            }
+            Ok(Happened::Acknowledged(number, taken)) => {
+                acknowledged(shared, number, taken);
+                if !taken && !refusal_reported {
+                    refusal_reported = true;
+                    warn!("the broker refuses to pass a message on; logged once per connection");
+                }
+            }
+            Ok(Happened::Arrived {
+                topic,
+                payload,
+                retained,
+            }) => shared.lock().arrived(Incoming {
+                topic,
+                payload,
+                retained,
+            }),
+            Ok(Happened::Parted) => return End::Done,
+            Ok(Happened::Other) => {}
+            Err(error) => return End::Broken(error),
+        }
+    }
+}
+
+/// The broker has a message; a spooled event is done with.
+fn acknowledged(shared: &Shared, number: u16, taken: bool) {
+    let mut state = shared.lock();
+    state.refused += u64::from(!taken);
+    let event = state.in_flight.remove(&number).flatten();
+    drop(state);
+    if let (Some(event), Some((spool, _))) = (event, &shared.spool) {
+        let stats = {
+            let mut spool = lock(spool);
+            spool.acknowledge(event);
+            spool.stats()
+        };
+        shared.lock().spooled = stats;
+    }
+    shared.changed.notify_all();
+    shared.work.notify_one();
+}
+
+/// What the sending task does next.
+enum Next {
+    /// Sends a message; a spooled event has a number.
+    Send(Message, Option<u64>),
+    Subscribe,
+    Goodbye,
+    /// Looks again when something has changed.
+    Wait,
+    End,
+}
+
+/// What comes before events: the end, subscriptions, states.
+fn before_events(state: &mut State) -> Option<Next> {
+    if state.abandoned || (state.stopping && !state.connected) {
+        return Some(Next::End);
+    }
+    if !state.connected {
+        return Some(Next::Wait);
+    }
+    if std::mem::take(&mut state.subscribe) {
+        return Some(Next::Subscribe);
+    }
+    state.outbox.pop_state().map(|message| Next::Send(message, None))
+}
+
+/// The next event, unless enough are on their way or the daemon ends.
+fn next_event(shared: &Shared) -> Option<Next> {
+    let until = shared.lock().events_until;
+    let (spool, topic) = shared.spool.as_ref()?;
+    if until.is_some_and(|until| Instant::now() >= until) {
+        return None;
+    }
+    let mut spool = lock(spool);
+    if spool.on_their_way() >= WINDOW {
+        return None;
+    }
+    let (number, payload) = spool.next_unsent()?;
+    let topic = topic.clone();
+    Some(Next::Send(Message { topic, payload }, Some(number)))
+}
+
+/// What comes after events: the queue, the goodbye.
+fn after_events(state: &mut State, farewell: &mut Option<Topic>) -> Next {
+    if let Some(message) = state.outbox.pop_queued() {
+        return Next::Send(message, None);
+    }
+    if !state.stopping {
+        return Next::Wait;
+    }
+    match farewell.take() {
+        Some(topic) => {
+            let payload = Availability::Stopped.as_str().into();
+            Next::Send(Message { topic, payload }, None)
+        }
+        None if state.handed.is_empty() && state.in_flight.is_empty() => Next::Goodbye,
+        None => Next::Wait,
+    }
+}
+
+/// Moves messages to the link while there is a connection; returns when asked to stop without one, or when nobody holds
+/// the publisher any more.
+async fn send(sender: Sender, settings: &Settings, shared: &Shared) {
+    let mut farewell = Some(settings.available.clone());
+    loop {
+        let first = before_events(&mut shared.lock());
+        let next = first.or_else(|| next_event(shared));
+        let next = next.unwrap_or_else(|| after_events(&mut shared.lock(), &mut farewell));
+        let done = match next {
+            Next::End => return,
+            Next::Wait => {
+                shared.work.notified().await;
+                Ok(())
+            }
+            Next::Subscribe => subscribe(&sender, settings).await,
+            Next::Send(message, event) => hand_over(&sender, message, event, shared).await,
+            // the receiving task sees it go out and ends the thread
+            Next::Goodbye => match sender.disconnect().await {
+                Ok(()) => std::future::pending().await,
+                Err(closed) => Err(closed),
+            },
+        };
+        if let Err(closed) = done {
+            // the receiving task knows why, and ends this one
+            debug!(%closed, "not sent");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn subscribe(sender: &Sender, settings: &Settings) -> Result<(), Closed> {
+    for filter in &settings.subscriptions {
+        sender.subscribe(filter).await?;
+    }
+    Ok(())
+}
+
+/// Gives one message to the client, waiting for a place in its short queue.
+async fn hand_over(sender: &Sender, message: Message, event: Option<u64>, shared: &Shared) -> Result<(), Closed> {
+    if !takes(&message, event, &mut shared.lock()) {
+        warn!(
+            topic = message.topic.name,
+            "message over the broker's packet limit, dropped"
+        );
+        if let (Some(event), Some((spool, _))) = (event, &shared.spool) {
+            lock(spool).acknowledge(event);
+        }
+        return Ok(());
+    }
+    sender.publish(&message.topic, message.payload).await?;
+    shared.lock().sent += 1;
+    shared.changed.notify_all();
+    Ok(())
+}
+
+/// Whether the broker takes a message of this size; one of QoS 1 counts as handed over then.
+fn takes(message: &Message, event: Option<u64>, state: &mut State) -> bool {
+    let fits = fits(&message.topic, &message.payload, state.packet_limit);
+    state.too_large += u64::from(!fits);
+    if fits && message.topic.qos == Qos::AtLeastOnce {
+        state.handed.push_back(event);
+    }
+    fits
+}
