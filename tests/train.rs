@@ -205,6 +205,53 @@ fn separate_batches_of_several_sizes_train_what_the_paper_trains() {
 }
 
 #[test]
+fn a_full_disk_ends_the_run_with_one_error_and_the_run_goes_on_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let arguments = [
+        "distill",
+        "--recipe",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let teachers = [
+        "teachers",
+        "--recipe",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    assert!(train(&teachers).status.success());
+    let kept = std::fs::read(out.join("sam_teacher.safetensors")).unwrap();
+
+    // No file may grow beyond 16 KiB, and writing more is an error instead of a signal.
+    let full = Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 32; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_train"),
+        ])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(!full.status.success());
+    let said = text(&full.stderr);
+    assert!(said.contains("probe") && said.contains("File too large"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read(out.join("sam_teacher.safetensors")).unwrap(), kept);
+    let left = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|f| f.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = left.filter(|name| name.ends_with(".safetensors")).collect();
+    assert_eq!(left.len(), 2, "the teachers, and nothing half written: {left:?}");
+
+    let output = train(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(out.join("distill.safetensors").is_file());
+}
+
+#[test]
 fn a_recipe_with_an_unknown_key_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = tiny_recipe(folder.path());

@@ -43,6 +43,8 @@ enum Command {
     Cost(CostArguments),
     /// Measures bundles, checkpoints and teachers side by side.
     Eval(eval::Options),
+    /// Chooses a bundle's score threshold on training photos, so that queries for absent things stay silent.
+    Calibrate(eval::calibrate::Options),
     /// Tests the paper's claims on a small model, from training to a report with verdicts and plots.
     Study(eval::claims::Options),
     /// Adds fp16 and int8 variants to a bundle, with what they lose; refuses one that loses too much.
@@ -227,6 +229,14 @@ fn main() -> Result<()> {
         }
         Command::Cost(arguments) => {
             println!("{}", samclip::train::cost::table(&Recipe::read(&arguments.recipe)?));
+            Ok(())
+        }
+        Command::Calibrate(options) => {
+            let (threshold, sweep) = eval::calibrate::run(&options)?;
+            println!(
+                "{sweep}\nthreshold {threshold:.2} written to {}",
+                options.bundle.display()
+            );
             Ok(())
         }
         Command::Study(options) => {

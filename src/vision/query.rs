@@ -16,6 +16,10 @@ pub use prompts::{DecoderPrompt, PromptRules, sample_patches};
 /// Largest absolute value of a mask prompt, and of a score's logit.
 const PROMPT_CLAMP: f32 = 10.0;
 
+/// Cosine from which on a background prompt says the same as a query: "street" must not take away what "road" asks for.
+/// Synonyms that a text tower knows lie above it, different things of one kind (car, bus) below.
+const SAME_MEANING: f32 = 0.9;
+
 /// Text embeddings of what is asked and of the background it competes with.
 #[derive(Clone, Debug, Default)]
 pub struct Queries {
@@ -84,7 +88,8 @@ impl Queries {
     /// Checked queries.
     ///
     /// * `queries` — one `(embedding [D], threshold)` each, unit norm
-    /// * `background` — one embedding `[D]` per background prompt, unit norm
+    /// * `background` — one embedding `[D]` per background prompt, unit norm; one that means the same as a query does not
+    ///   compete, unless no other is left
     ///
     /// # Errors
     /// [`QueryError`] for a wrong width, an impossible threshold, or no background.
@@ -106,9 +111,17 @@ impl Queries {
                 return Err(QueryError::Threshold { index, found });
             }
         }
+        let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let other = |b: &&Vec<f32>| queries.iter().all(|(q, _)| cosine(q, b) < SAME_MEANING);
+        let competing: Vec<&Vec<f32>> = background.iter().filter(other).collect();
+        let competing = if competing.is_empty() {
+            background.concat()
+        } else {
+            competing.into_iter().flatten().copied().collect()
+        };
         Ok(Self {
             embeddings: queries.iter().flat_map(|q| q.0.iter().copied()).collect(),
-            background: background.concat(),
+            background: competing,
             thresholds: queries.iter().map(|q| q.1).collect(),
             width,
         })
@@ -403,6 +416,24 @@ mod tests {
         let logits = map.frame_logits(0);
         assert_eq!(logits.len(), 64 * 43);
         assert!(logits[5 * 64 + 5] > 0.0 && logits[5 * 64 + 40] < 0.0 && logits[42 * 64 + 60] > 0.0);
+    }
+
+    #[test]
+    fn a_background_prompt_that_means_the_same_does_not_compete_unless_it_is_the_last() {
+        let (road, sky) = (vec![1.0, 0.0], vec![0.0, 1.0]);
+        let street = vec![0.95, (1.0f32 - 0.95 * 0.95).sqrt()];
+        let background = |queries: &[Vec<f32>], prompts: &[Vec<f32>]| {
+            let queries: Vec<_> = queries.iter().map(|q| (q.clone(), 0.5)).collect();
+            Queries::new(2, &queries, prompts).unwrap().background
+        };
+        let (only, two) = ([street.clone()], [street.clone(), sky.clone()]);
+        assert_eq!(background(std::slice::from_ref(&road), &two), sky);
+        assert_eq!(
+            background(&[sky], &[street, road.clone()]).len(),
+            4,
+            "neither means the sky"
+        );
+        assert_eq!(background(&[road], &only), only[0]);
     }
 
     #[test]

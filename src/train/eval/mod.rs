@@ -3,6 +3,7 @@
 //! One file per measurement, each a function of a model and a data set. [`study`] puts models side by side in a
 //! [`report`]. A model is a bundle ([`segmenter`]) or a CLIP teacher ([`clip_tower`]); a SAM teacher is a bundle too.
 
+pub mod calibrate;
 pub mod claims;
 pub mod clip_tower;
 pub mod instance;

@@ -87,7 +87,9 @@ impl Section {
         }
     }
 
-    fn markdown(&self) -> String {
+    /// The table in Markdown, under its title and protocol.
+    #[must_use]
+    pub fn markdown(&self) -> String {
         let mut out = format!("## {}\n\n{}\n\n|  |", self.title, self.protocol);
         self.columns.iter().for_each(|c| out.push_str(&format!(" {c} |")));
         out.push_str(&format!("\n|---|{}\n", "---:|".repeat(self.columns.len())));

@@ -1,0 +1,138 @@
+//! A training step here and in PyTorch, alternately in one run: `cargo bench --features train --bench training_step`.
+//!
+//! The step is forward, backward and AdamW of SAM's image encoder at 256 px: 6 blocks of width 192, global attention, neck of
+//! 64 channels, batch 8, mean square of the output as loss. PyTorch runs `training_step.py` beside this file if
+//! `SAMCLIP_TORCH_PYTHON` names a Python that has torch, with as many threads as this process has.
+#![allow(clippy::unwrap_used)] // a panic is how a benchmark fails
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use samclip::train::initial;
+use samclip::train::model::{SamConfig, encoder, inventory};
+use samclip::train::ops::Ops as _;
+use samclip::train::optimizer::{AdamW, AdamWConfig};
+use samclip::train::session::{StepLoss, gradients};
+use samclip::train::weights::Weights;
+
+const BATCH: usize = 8;
+const SIDE: usize = 256;
+const ROUNDS: usize = 15;
+
+fn config() -> SamConfig {
+    SamConfig {
+        image_size: SIDE,
+        embed_dim: 192,
+        depth: 6,
+        num_heads: 3,
+        window_size: 0,
+        global_attn_indexes: (0..6).collect(),
+        out_chans: 64,
+        rel_pos: false,
+        stem: Vec::new(),
+        ..SamConfig::vit_b()
+    }
+}
+
+/// One step; returns its milliseconds.
+fn step(config: &SamConfig, weights: &mut Weights, optimizer: &mut AdamW, pixels: &[f32]) -> f64 {
+    let started = Instant::now();
+    let encoder_only = |name: &str| f32::from(u8::from(name.starts_with("image_encoder.")));
+    let (_, _, gradients) = gradients(weights, encoder_only, |graph| {
+        let image = graph.input(pixels.to_vec(), &[BATCH, 3, SIDE, SIDE]);
+        let out = encoder::neck(graph, config, &encoder::tokens(graph, config, &image));
+        let values: usize = graph.shape(&out).iter().product();
+        let flat = graph.reshape(&graph.mul(&out, &out), &[values]);
+        StepLoss {
+            total: graph.scale(&graph.sum(&flat, 0), 1.0 / values as f32),
+            parts: Vec::new(),
+        }
+    });
+    optimizer.step(&AdamWConfig::default(), weights, &gradients, |_| 1e-4);
+    1e3 * started.elapsed().as_secs_f64()
+}
+
+/// PyTorch in a child: a line in, a step, its milliseconds out.
+struct Torch {
+    child: Child,
+    ask: ChildStdin,
+    answer: BufReader<ChildStdout>,
+}
+
+impl Torch {
+    fn start() -> Option<Self> {
+        let python = std::env::var("SAMCLIP_TORCH_PYTHON").ok()?;
+        let threads = std::thread::available_parallelism().unwrap().to_string();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/training_step.py");
+        let mut child = Command::new(python)
+            .args([script, &threads])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (ask, answer) = (
+            child.stdin.take().unwrap(),
+            BufReader::new(child.stdout.take().unwrap()),
+        );
+        Some(Self { child, ask, answer })
+    }
+
+    fn step(&mut self) -> f64 {
+        self.ask.write_all(b"step\n").unwrap();
+        let mut line = String::new();
+        self.answer.read_line(&mut line).unwrap();
+        line.trim().parse().expect("training_step.py answers with milliseconds")
+    }
+
+    fn peak_mib(&self) -> f64 {
+        peak_mib(self.child.id())
+    }
+}
+
+impl Drop for Torch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Highest resident memory of a process, MiB.
+fn peak_mib(id: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn main() {
+    let config = config();
+    let mut weights = initial::weights(&inventory::sam(&config), 1);
+    let pixels: Vec<f32> = (0..BATCH * 3 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut optimizer = AdamW::default();
+    let mut torch = Torch::start();
+    step(&config, &mut weights, &mut optimizer, &pixels);
+    torch.as_mut().map(Torch::step);
+    let (mut here, mut there) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        here.push(step(&config, &mut weights, &mut optimizer, &pixels));
+        there.extend(torch.as_mut().map(Torch::step));
+    }
+    let ours = median(&mut here);
+    println!(
+        "here     {ours:8.1} ms per step, median of {ROUNDS}, peak {:.0} MiB",
+        peak_mib(std::process::id())
+    );
+    match &torch {
+        Some(torch) => {
+            let theirs = median(&mut there);
+            println!("PyTorch  {theirs:8.1} ms per step, peak {:.0} MiB", torch.peak_mib());
+            println!("ratio    {:8.2}", ours / theirs);
+        }
+        None => println!("PyTorch: not measured, SAMCLIP_TORCH_PYTHON is not set"),
+    }
+}
