@@ -161,7 +161,7 @@ struct Data<'a> {
 /// What cannot be read, opened or run; no model at all.
 pub fn run(options: &Options) -> Result<Report> {
     let recipe = options.recipe.as_deref().map(Recipe::read).transpose()?;
-    let dataset = open_data(&options.data)?;
+    let dataset = open_data(&options.data, None)?;
     let part = options.part.unwrap_or(Part::Validation);
     let mut models = Models::open(options, recipe.as_ref(), &RuntimeOptions::default())?;
     let any = models.segmenters().next().is_some();
