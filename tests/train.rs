@@ -95,6 +95,7 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
         "a finished run runs again: {}",
         text(&again.stderr)
     );
+    a_run_is_measured_beside_its_teachers(recipe.to_str().unwrap(), &out, folder.path());
 
     let bundle = Manifest::read(&out.join("bundle")).unwrap();
     let recipe = Recipe::read(&recipe).unwrap().adapted();
@@ -202,6 +203,107 @@ fn separate_batches_of_several_sizes_train_what_the_paper_trains() {
     for frozen in ["image_encoder", "mask_decoder", "prompt_encoder"] {
         assert_eq!(moved(&distilled, &adapted, frozen), 0, "stage 3 moves {frozen}");
     }
+}
+
+/// Text of the report that `train eval` prints, or of its error.
+fn eval(arguments: &[&str]) -> Result<String, String> {
+    let output = train(&[&["eval"], arguments].concat());
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stderr)),
+    }
+}
+
+/// Bundle, checkpoint, WiSE-FT and both teachers of a finished run, measured on drawn scenes.
+fn a_run_is_measured_beside_its_teachers(recipe: &str, run: &Path, folder: &Path) {
+    let (tar, json) = (folder.join("scenes.tar"), folder.join("report.json"));
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let (tar, markdown) = (path(&tar), path(&folder.join("report.md")));
+    assert!(
+        train(&["synth", "--out", &tar, "--count", "60", "--side", "64"])
+            .status
+            .success()
+    );
+    let (bundle, adapt, distill) = (
+        path(&run.join("bundle")),
+        path(&run.join("adapt.safetensors")),
+        path(&run.join("distill.safetensors")),
+    );
+    let models = ["--bundle", &bundle, "--recipe", recipe, "--run", run.to_str().unwrap()];
+    let data = ["--data", &tar, "--part", "all", "--limit", "3"];
+    let printed = eval(
+        &[
+            &models[..],
+            &["--checkpoint", &adapt, "--between", &adapt, &adapt, "--alpha", "0.5"],
+            &data,
+            &["--json", json.to_str().unwrap(), "--markdown", &markdown],
+        ]
+        .concat(),
+    )
+    .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert_eq!(printed.trim(), std::fs::read_to_string(markdown).unwrap().trim());
+    let columns: Vec<&str> = report["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["column"].as_str().unwrap())
+        .collect();
+    assert_eq!(columns[1..], ["adapt", "WiSE-FT 0.5", "SAM teacher", "CLIP teacher"]);
+    let inputs: Vec<&str> = report["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["input"].as_str().unwrap())
+        .collect();
+    assert_eq!((inputs[0], inputs[3]), ("96 px, letterboxed", "64 px, letterboxed"));
+    let section = |title: &str| {
+        let found = report["sections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["title"].as_str().unwrap().starts_with(title));
+        found.unwrap_or_else(|| panic!("{title}: {printed}"))
+    };
+    for title in [
+        "Retrieval",
+        "Masks from",
+        "Forgetting",
+        "Zero-shot semantic",
+        "SAM and CLIP as",
+        "Linear",
+        "Presence",
+        "Cost",
+    ] {
+        assert!(!section(title)["protocol"].as_str().unwrap().is_empty(), "{title}");
+    }
+    let values = |title: &str, row: usize| section(title)["rows"][row]["values"].as_array().unwrap().clone();
+    let masks = values("Masks from", 0);
+    assert_eq!(
+        (masks.len(), &masks[0], &masks[1]),
+        (4, &masks[1], &masks[2]),
+        "bundle, checkpoint and the middle are one"
+    );
+    let (own, teacher) = (masks[0].as_f64().unwrap(), masks[3].as_f64().unwrap());
+    assert!((values("Forgetting", 0)[0].as_f64().unwrap() - (own - teacher)).abs() < 1e-6);
+
+    let error = eval(&[&["--recipe", recipe, "--between", &distill, &adapt], &data[..]].concat()).unwrap_err();
+    assert!(
+        error.contains("the second checkpoint does not fit") && error.contains("pos_embed"),
+        "{error}"
+    );
+    let error = eval(&data).unwrap_err();
+    assert!(error.contains("no model; give --bundle DIR"), "{error}");
+    let error = eval(&[
+        "--bundle",
+        &bundle,
+        "--data",
+        folder.to_str().unwrap(),
+        "--layout",
+        "voc",
+    ])
+    .unwrap_err();
+    assert!(error.contains("ImageSets/Segmentation/val.txt"), "{error}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use samclip::train::dataset::Layout;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
 use samclip::train::processes::Processes;
@@ -144,9 +145,13 @@ struct RunArguments {
     /// Recipe file, for example models/nano/recipe.toml.
     #[arg(long)]
     recipe: PathBuf,
-    /// WebDataset tars or globs of them; drawn scenes alone without any.
+    /// WebDataset tars, globs of them, or folders of published data sets (FOLDER@SET for one of its sets); drawn scenes
+    /// alone without any.
     #[arg(long, num_args = 1..)]
     data: Vec<String>,
+    /// Layout of the folders; recognised by what is in them if not given.
+    #[arg(long, value_enum)]
+    layout: Option<Layout>,
     /// Folder of the run's checkpoints.
     #[arg(long)]
     out: PathBuf,
@@ -188,6 +193,7 @@ impl RunArguments {
             processes,
             recipe: self.recipe,
             data: self.data,
+            layout: self.layout,
             out: self.out,
             sam: self.teachers.sam,
             clip: self.teachers.clip,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::contract::hash_file;
 use crate::text::tokenizer::Tokenizer;
-use crate::train::dataset::Dataset;
+use crate::train::dataset::{Dataset, Layout};
 use crate::train::distill::{self, Teachers};
 use crate::train::feed::Feed;
 use crate::train::import;
@@ -27,8 +27,10 @@ use crate::train::weights::Weights;
 pub struct RunOptions {
     /// The recipe file.
     pub recipe: PathBuf,
-    /// WebDataset tars or globs of them; none means drawn scenes alone.
+    /// WebDataset tars, globs of them, folders of published data sets; none means drawn scenes alone.
     pub data: Vec<String>,
+    /// Layout of the folders; recognised if not given.
+    pub layout: Option<Layout>,
     /// Folder of the checkpoints; made if it is missing.
     pub out: PathBuf,
     /// A SAM checkpoint as teacher, in place of the recipe's `[teach_sam]`.
@@ -70,7 +72,7 @@ impl Run {
         std::fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
         let dataset = match options.data.as_slice() {
             [] => None,
-            patterns => Some(open_data(patterns)?),
+            patterns => Some(open_data(patterns, options.layout)?),
         };
         let data = dataset
             .as_ref()
@@ -197,8 +199,8 @@ pub fn untrained(recipe: &Recipe, sam: &Path, clip: &Path) -> Result<Weights> {
 ///
 /// # Errors
 /// Patterns that match nothing, unreadable tars, or no readable sample at all.
-pub fn open_data(patterns: &[String]) -> Result<Dataset> {
-    let mut dataset = Dataset::open(patterns)?;
+pub fn open_data(patterns: &[String], layout: Option<Layout>) -> Result<Dataset> {
+    let mut dataset = Dataset::open_as(patterns, layout)?;
     dataset.skip_corrupt();
     for error in dataset.skipped() {
         tracing::warn!(%error, "sample skipped");

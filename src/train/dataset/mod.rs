@@ -1,17 +1,21 @@
-//! Photos with words and masks, from WebDataset tars.
+//! Photos with words and masks, from WebDataset tars and from folders in published layouts ([`layout`]).
 //!
 //! A tar holds samples as neighbouring members: `KEY.jpg` and, each optional, `KEY.json` ([`SampleInfo`]), `KEY.txt`
 //! (one caption), `KEY.mask.png` (8-bit class index per pixel) and `KEY.seg.png` (segment id per pixel). `classes.json`
 //! beside the tars names the indices: 0 is unlabelled, 1 background.
 //!
-//! The compressed bytes stay in memory (about 17 kB per photo of 336 px) and are decoded on demand, so that several
-//! epochs read the disk once. A sample that cannot be used is skipped, counted and named; a tar that ends early is an
+//! The compressed bytes of tars stay in memory (about 17 kB per photo of 336 px) and are decoded on demand, so that
+//! several epochs read the disk once; pictures in folders are read on demand. A sample that cannot be used is skipped, counted and named; a tar that ends early is an
 //! error, because nobody can tell what it lacks.
 
 pub mod augment;
+mod indexed;
+pub mod layout;
 pub mod names;
 pub mod paste;
+mod raw;
 mod sample;
+mod shape;
 mod shard;
 
 use std::path::{Path, PathBuf};
@@ -21,8 +25,12 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use sha2::{Digest as _, Sha256};
 
+pub use indexed::IndexTable;
+pub use layout::Layout;
+pub use raw::{MaskSource, RawSample, SegmentSource, Stored};
 pub use sample::{ClassMask, ClassNames, Photo, Sample, SampleInfo, Segments};
-pub use shard::{RawSample, read_shard, read_shard_file};
+pub use shape::{Outline, Shape};
+pub use shard::{read_shard, read_shard_file};
 
 /// Why samples could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -76,14 +84,30 @@ pub enum DatasetError {
         second: PathBuf,
     },
     /// One sample cannot be used.
-    #[error("sample {key:?} in {tar}: {part}: {reason}")]
+    #[error("sample {key:?} in {origin}: {part}: {reason}")]
     Corrupt {
         /// Key of the sample.
         key: String,
-        /// The tar that holds it.
-        tar: PathBuf,
-        /// Extension of the member at fault.
+        /// The tar, folder or list that holds it.
+        origin: PathBuf,
+        /// What is at fault: the extension of a member, a key of a list.
         part: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A folder that is none of the known layouts.
+    #[error("{folder}: not recognised as a data set; expected tars, or one of: {known}; name it with --layout NAME")]
+    Unrecognised {
+        /// The folder.
+        folder: PathBuf,
+        /// Layouts and what each looks like.
+        known: String,
+    },
+    /// A file or folder of a layout that is missing or cannot be used.
+    #[error("{path}: {reason}")]
+    Layout {
+        /// The file or folder.
+        path: PathBuf,
         /// What was found and what was expected.
         reason: String,
     },
@@ -135,33 +159,57 @@ impl Dataset {
     /// [`DatasetError`] for a pattern without files, an unreadable or truncated tar and missing class names; single
     /// bad samples land in [`Dataset::skipped`].
     pub fn open<P: AsRef<str>>(patterns: &[P]) -> Result<Self, DatasetError> {
+        Self::open_as(patterns, None)
+    }
+
+    /// As [`Dataset::open`]; a pattern may also be a folder in one of the published layouts ([`layout`]), which is
+    /// recognised by what is in it unless `layout` names it.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`]; [`DatasetError::Unrecognised`] and [`DatasetError::Layout`] for folders.
+    pub fn open_as<P: AsRef<str>>(patterns: &[P], layout: Option<Layout>) -> Result<Self, DatasetError> {
         let mut dataset = Self {
             samples: Vec::new(),
             names: ClassNames::default(),
             skipped: Vec::new(),
         };
         let mut table: Option<PathBuf> = None;
-        for tar in expand(patterns)? {
-            let mut has_masks = false;
-            read_shard_file(&tar, |sample| match sample {
-                Ok(sample) => {
-                    has_masks |= sample.mask.is_some();
-                    dataset.samples.push(sample);
+        for pattern in patterns {
+            if let Some(folder) = layout::Folder::of(pattern.as_ref()) {
+                let found = layout::open(&folder, layout)?;
+                if !found.names.is_empty() {
+                    dataset.add_names(found.names, folder.path, &mut table)?;
                 }
-                Err(error) => dataset.skipped.push(error),
-            })?;
-            let path = tar.parent().unwrap_or(Path::new(".")).join("classes.json");
-            if table.as_ref() != Some(&path) && (has_masks || path.exists()) {
-                let names = ClassNames::read(&path)?;
-                match table {
-                    Some(first) if names != dataset.names => {
-                        return Err(DatasetError::ClassTablesDiffer { first, second: path });
+                dataset.samples.extend(found.samples);
+                dataset.skipped.extend(found.skipped);
+                continue;
+            }
+            for tar in expand(pattern.as_ref())? {
+                let mut has_masks = false;
+                read_shard_file(&tar, |sample| match sample {
+                    Ok(sample) => {
+                        has_masks |= sample.mask.is_some();
+                        dataset.samples.push(sample);
                     }
-                    _ => (dataset.names, table) = (names, Some(path)),
+                    Err(error) => dataset.skipped.push(error),
+                })?;
+                let path = tar.parent().unwrap_or(Path::new(".")).join("classes.json");
+                if table.as_ref() != Some(&path) && (has_masks || path.exists()) {
+                    let names = ClassNames::read(&path)?;
+                    dataset.add_names(names, path, &mut table)?;
                 }
             }
         }
         Ok(dataset)
+    }
+
+    /// Takes a class table; a second one has to be the same.
+    fn add_names(&mut self, names: ClassNames, path: PathBuf, table: &mut Option<PathBuf>) -> Result<(), DatasetError> {
+        if let Some(first) = table.take().filter(|_| names != self.names) {
+            return Err(DatasetError::ClassTablesDiffer { first, second: path });
+        }
+        (self.names, *table) = (names, Some(path));
+        Ok(())
     }
 
     /// Number of samples.
@@ -235,12 +283,19 @@ impl Dataset {
             .collect()
     }
 
-    /// SHA-256 over keys and bytes of all samples in order, as 64 hexadecimal digits; a checkpoint stores it.
+    /// SHA-256 over keys and bytes of all samples in order (of pictures in folders: names and lengths), as 64 hexadecimal
+    /// digits; a checkpoint stores it.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hasher = Sha256::new();
         for raw in &self.samples {
-            for part in [raw.key.as_bytes(), &raw.photo, raw.mask.as_deref().unwrap_or_default()] {
+            let mask = match (&raw.mask, &raw.segments) {
+                (Some(MaskSource::Png(stored) | MaskSource::Indexed(stored, _)), _) => stored.identity(),
+                (Some(MaskSource::Shapes(shapes)), _) => format!("{shapes:?}").into_bytes().into(),
+                (None, Some(SegmentSource::SegmentAnything(path))) => Stored::identity_of(path).into(),
+                (None, _) => Default::default(),
+            };
+            for part in [raw.key.as_bytes(), &raw.photo.identity(), &mask] {
                 hasher.update((part.len() as u64).to_be_bytes());
                 hasher.update(part);
             }
@@ -259,32 +314,27 @@ pub fn epoch_order(indices: &[usize], seed: u64, epoch: u64) -> Vec<usize> {
     order
 }
 
-/// Paths of all patterns; each pattern's in alphabetical order.
-fn expand<P: AsRef<str>>(patterns: &[P]) -> Result<Vec<PathBuf>, DatasetError> {
+/// Paths that a pattern names, in alphabetical order.
+fn expand(pattern: &str) -> Result<Vec<PathBuf>, DatasetError> {
+    let bad = |reason: String| DatasetError::Pattern {
+        pattern: pattern.into(),
+        reason,
+    };
+    if Path::new(pattern).is_file() {
+        return Ok(vec![pattern.into()]);
+    }
     let mut paths = Vec::new();
-    for pattern in patterns {
-        let pattern = pattern.as_ref();
-        let bad = |reason: String| DatasetError::Pattern {
+    for path in glob::glob(pattern).map_err(|error| bad(error.to_string()))? {
+        let path = path.map_err(|error| bad(error.to_string()))?;
+        if path.is_dir() {
+            return Err(bad(format!("{} is a folder", path.display())));
+        }
+        paths.push(path);
+    }
+    if paths.is_empty() {
+        return Err(DatasetError::NoTar {
             pattern: pattern.into(),
-            reason,
-        };
-        if Path::new(pattern).is_file() {
-            paths.push(pattern.into());
-            continue;
-        }
-        let before = paths.len();
-        for path in glob::glob(pattern).map_err(|error| bad(error.to_string()))? {
-            let path = path.map_err(|error| bad(error.to_string()))?;
-            if path.is_dir() {
-                return Err(bad(format!("{} is a folder", path.display())));
-            }
-            paths.push(path);
-        }
-        if paths.len() == before {
-            return Err(DatasetError::NoTar {
-                pattern: pattern.into(),
-            });
-        }
+        });
     }
     Ok(paths)
 }

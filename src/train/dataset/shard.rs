@@ -2,156 +2,15 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{BufReader, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read};
+use std::path::Path;
 use std::rc::Rc;
 
-use image::{DynamicImage, ImageFormat, ImageReader};
-
-use super::{ClassMask, ClassNames, DatasetError, Photo, Sample, SampleInfo, Segments};
+use super::raw::{MaskSource, RawSample, SegmentSource, Stored};
+use super::{DatasetError, SampleInfo};
 
 /// Largest accepted member; a larger one is damage or a trap, not a training photo.
 const MAX_MEMBER_BYTES: u64 = 64 << 20;
-
-/// Largest accepted picture side in pixels.
-const MAX_SIDE: u32 = 16_384;
-
-/// Bytes at the end of a JPEG among which its end marker has to be; some cameras append a few.
-const JPEG_TAIL: usize = 4_096;
-
-/// A sample as it is stored.
-#[derive(Debug, Clone)]
-pub struct RawSample {
-    /// Path of the members without extensions.
-    pub key: String,
-    /// The tar it came from.
-    pub tar: PathBuf,
-    /// Words.
-    pub info: SampleInfo,
-    /// JPEG or PNG bytes.
-    pub photo: Vec<u8>,
-    /// 8-bit grey PNG of class indices.
-    pub mask: Option<Vec<u8>>,
-    /// 8-bit or 16-bit grey PNG of segment ids.
-    pub segments: Option<Vec<u8>>,
-}
-
-impl RawSample {
-    fn corrupt(&self, part: &str, reason: impl ToString) -> DatasetError {
-        DatasetError::Corrupt {
-            key: self.key.clone(),
-            tar: self.tar.clone(),
-            part: part.into(),
-            reason: reason.to_string(),
-        }
-    }
-
-    /// The pictures that have to agree in size, each with its extension.
-    fn pictures(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
-        let optional = [
-            ("mask.png", self.mask.as_deref()),
-            ("seg.png", self.segments.as_deref()),
-        ];
-        let optional = optional
-            .into_iter()
-            .filter_map(|(part, bytes)| bytes.map(|bytes| (part, bytes)));
-        std::iter::once(("photo", self.photo.as_slice())).chain(optional)
-    }
-
-    /// Compares the sizes that the picture headers state, without decoding.
-    fn check_headers(&self) -> Result<(), DatasetError> {
-        let mut expected = None;
-        for (part, bytes) in self.pictures() {
-            let found = reader(bytes)
-                .and_then(|reader| reader.into_dimensions().map_err(|error| error.to_string()))
-                .map_err(|error| self.corrupt(part, error))?;
-            let (width, height) = *expected.get_or_insert(found);
-            if found != (width, height) {
-                let reason = format!("is {}x{}, its photo is {width}x{height}", found.0, found.1);
-                return Err(self.corrupt(part, reason));
-            }
-        }
-        Ok(())
-    }
-
-    /// Decodes all pictures.
-    ///
-    /// # Errors
-    /// [`DatasetError::Corrupt`] for damaged pictures, sizes that differ, wrong pixel formats and class indices
-    /// without a name.
-    pub fn decode(&self, names: &ClassNames) -> Result<Sample, DatasetError> {
-        self.check_headers()?;
-        let decode = |part: &str, bytes: &[u8]| {
-            reader(bytes)
-                .and_then(|reader| reader.decode().map_err(|error| error.to_string()))
-                .map_err(|error| self.corrupt(part, error))
-        };
-        let rgb = decode("photo", &self.photo)?.into_rgb8();
-        let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-        let mask = match self.mask.as_ref().map(|bytes| decode("mask.png", bytes)).transpose()? {
-            None => None,
-            Some(DynamicImage::ImageLuma8(grey)) => {
-                let classes = grey.into_raw();
-                let highest = classes.iter().copied().max().unwrap_or(0);
-                if usize::from(highest) >= names.len() {
-                    let reason = format!("class index {highest} has no name, classes.json has {}", names.len());
-                    return Err(self.corrupt("mask.png", reason));
-                }
-                Some(ClassMask { width, height, classes })
-            }
-            Some(other) => {
-                return Err(self.corrupt("mask.png", format!("is {:?}, expected 8-bit grey", other.color())));
-            }
-        };
-        let ids = match self
-            .segments
-            .as_ref()
-            .map(|bytes| decode("seg.png", bytes))
-            .transpose()?
-        {
-            None => None,
-            Some(DynamicImage::ImageLuma8(grey)) => Some(grey.into_raw().into_iter().map(u16::from).collect()),
-            Some(DynamicImage::ImageLuma16(grey)) => Some(grey.into_raw()),
-            Some(other) => {
-                return Err(self.corrupt(
-                    "seg.png",
-                    format!("is {:?}, expected 8-bit or 16-bit grey", other.color()),
-                ));
-            }
-        };
-        Ok(Sample {
-            key: self.key.clone(),
-            photo: Photo {
-                width,
-                height,
-                rgb: rgb.into_raw(),
-            },
-            mask,
-            segments: ids.map(|ids| Segments { width, height, ids }),
-            info: self.info.clone(),
-            regions: Vec::new(),
-        })
-    }
-}
-
-/// A picture reader that knows JPEG and PNG and refuses huge sizes.
-fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
-    let format = match image::guess_format(bytes) {
-        // the decoder fills what is missing with grey, so that a cut file would pass as a photo
-        Ok(ImageFormat::Jpeg) if !bytes.windows(2).rev().take(JPEG_TAIL).any(|pair| pair == [0xff, 0xd9]) => {
-            return Err("JPEG ends without its end marker".into());
-        }
-        Ok(format @ (ImageFormat::Jpeg | ImageFormat::Png)) => format,
-        Ok(other) => return Err(format!("is {other:?}, expected JPEG or PNG")),
-        Err(_) => return Err("is neither JPEG nor PNG".into()),
-    };
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    reader.limits(limits);
-    Ok(reader)
-}
 
 /// What a stream has shown of its end so far.
 #[derive(Debug, Default)]
@@ -307,7 +166,7 @@ impl Group {
         let key = self.key.clone();
         let corrupt = |part: &str, reason: String| DatasetError::Corrupt {
             key: key.clone(),
-            tar: tar.into(),
+            origin: tar.into(),
             part: part.into(),
             reason,
         };
@@ -330,11 +189,11 @@ impl Group {
         let (mask, segments) = (self.take("mask.png"), self.take("seg.png"));
         let sample = RawSample {
             key: self.key,
-            tar: tar.into(),
+            origin: tar.into(),
             info,
-            photo,
-            mask,
-            segments,
+            photo: Stored::Bytes(photo),
+            mask: mask.map(|bytes| MaskSource::Png(Stored::Bytes(bytes))),
+            segments: segments.map(|bytes| SegmentSource::Png(Stored::Bytes(bytes))),
         };
         sample.check_headers().map(|()| sample)
     }
@@ -342,6 +201,10 @@ impl Group {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::io::Cursor;
+
+    use image::ImageFormat;
+
     use super::*;
 
     pub(in crate::train) fn jpeg(width: u32, height: u32) -> Vec<u8> {

@@ -20,7 +20,10 @@ pub use regions::{Region, regions};
 /// Most regions of one photo.
 pub const MOST: usize = 20;
 
-/// Sum of IoUs.
+/// Share of the photo from which on a region is large.
+pub const LARGE: f64 = 0.05;
+
+/// Mean of what was added.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Mean {
     sum: f64,
@@ -47,6 +50,8 @@ pub struct Instances {
     pub photos: usize,
     /// Mean IoU from boxes.
     pub boxes: Mean,
+    /// Mean IoU from boxes of regions of at least [`LARGE`] of the photo.
+    pub large: Mean,
     /// Mean IoU from one point, the mask that the model itself prefers.
     pub points: Mean,
     /// Mean IoU from one point, the best of the three masks.
@@ -63,6 +68,10 @@ impl Instances {
         let head = format!("{} regions on {} photos", self.boxes.count, self.photos);
         vec![
             Entry::percent(format!("{head}: box, mean IoU %"), self.boxes.value()),
+            Entry::percent(
+                format!("{} regions of 5 % and more: box, mean IoU %", self.large.count),
+                self.large.value(),
+            ),
             Entry::percent(format!("{head}: one point, mean IoU %"), self.points.value()),
             Entry::percent(format!("{head}: one point, best of three %"), self.oracle.value()),
         ]
@@ -100,6 +109,9 @@ pub fn instances(
             let iou =
                 |answer: &DecodedPrompt, output: usize| f64::from(mask(answer, output, &letterbox).iou(&region.mask));
             found.boxes.add(iou(&pair[0], 0));
+            if region.mask.area() as f64 >= LARGE * region.mask.pixels().len() as f64 {
+                found.large.add(iou(&pair[0], 0));
+            }
             let three: Vec<f64> = (1..MASKS_PER_PROMPT).map(|output| iou(&pair[1], output)).collect();
             let predicted = &pair[1].iou_predictions;
             let preferred = (0..three.len()).max_by(|&a, &b| predicted[a + 1].total_cmp(&predicted[b + 1]));

@@ -8,13 +8,16 @@ pub mod claims;
 pub mod clip_tower;
 pub mod instance;
 pub mod options;
+pub mod pair;
 pub mod presence;
+pub mod probing;
 pub mod report;
 pub mod segmenter;
 pub mod semantic;
 pub mod speed;
 pub mod study;
 mod truth;
+pub mod wise_ft;
 mod wording;
 pub mod zero_shot;
 

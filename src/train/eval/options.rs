@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::train::dataset::Split;
+use crate::train::dataset::layout::Folder;
+use crate::train::dataset::{Layout, Split};
 
 /// Models, data and measurements of one study.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -18,6 +19,12 @@ pub struct Options {
     /// Checkpoints of a run of --recipe; one column each.
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "recipe")]
     pub checkpoint: Vec<PathBuf>,
+    /// Two checkpoints of --recipe; columns with weights between them (WiSE-FT), one per --alpha.
+    #[arg(long, value_names = ["FILE", "FILE"], num_args = 2, requires = "recipe")]
+    pub between: Vec<PathBuf>,
+    /// Shares of the second checkpoint of --between, 0-1.
+    #[arg(long, num_args = 1.., requires = "between", default_values_t = [0.25, 0.5, 0.75])]
+    pub alpha: Vec<f32>,
     /// Folder of a run of --recipe: its sam_teacher.safetensors and clip_teacher.safetensors are columns.
     #[arg(long, value_name = "DIR", requires = "recipe", conflicts_with_all = ["sam", "clip"])]
     pub run: Option<PathBuf>,
@@ -27,10 +34,13 @@ pub struct Options {
     /// CLIP teacher of --recipe's architecture (.pt, .bin, .safetensors).
     #[arg(long, value_name = "FILE", requires_all = ["recipe", "sam"])]
     pub clip: Option<PathBuf>,
-    /// WebDataset tars or globs of them.
+    /// WebDataset tars, globs of them, or folders of published data sets (FOLDER@SET for one of its sets).
     #[arg(long, num_args = 1.., required = true)]
     pub data: Vec<String>,
-    /// Which part of the data; by default the validation tenth.
+    /// Layout of the folders; recognised by what is in them if not given.
+    #[arg(long, value_enum)]
+    pub layout: Option<Layout>,
+    /// Which part of the data; by default everything of folders, the validation tenth of tars.
     #[arg(long, value_enum)]
     pub part: Option<Part>,
     /// At most this many photos per measurement.
@@ -91,6 +101,10 @@ pub enum Measure {
     Instance,
     /// Zero-shot semantic segmentation, per class.
     Semantic,
+    /// Both teachers as two models: SAM masks everything, CLIP names every mask.
+    Pair,
+    /// What a linear layer reads from frozen features.
+    Probing,
     /// What the student lost against each teacher.
     Forgetting,
     /// False alarms of absent queries and hits of present ones, by threshold.
@@ -100,6 +114,13 @@ pub enum Measure {
 }
 
 impl Options {
+    /// The part that is measured.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        let folders = self.data.iter().all(|pattern| Folder::of(pattern).is_some());
+        self.part.unwrap_or(if folders { Part::All } else { Part::Validation })
+    }
+
     /// Whether `measure` was asked for.
     #[must_use]
     pub fn wants(&self, measure: Measure) -> bool {

@@ -57,6 +57,14 @@ const LEAST_SHARE: f64 = 0.01;
 /// IoU from which on a present query is located.
 const LOCATED: f64 = 0.5;
 
+/// Columns of the table in the order of [`Published`]: name, factor, digits.
+const COLUMNS: [(&str, f64, usize); 4] = [
+    ("alarms of ten absent", 10.0, 2),
+    ("alarms of ten outside", 10.0, 2),
+    ("present, hit %", 100.0, 1),
+    ("present, located %", 100.0, 1),
+];
+
 /// So many of so many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Share {
@@ -138,20 +146,19 @@ impl Presence {
     /// The sweep as a table: a row per threshold, alarms per ten queries, hits in percent.
     #[must_use]
     pub fn section(&self, model: &str, protocol: &str) -> Section {
-        let kinds: [(&str, f64, usize, fn(&Published) -> Share); 4] = [
-            ("alarms of ten absent", 10.0, 2, |p| p.absent),
-            ("alarms of ten outside", 10.0, 2, |p| p.outside),
-            ("present, hit %", 100.0, 1, |p| p.hit),
-            ("present, located %", 100.0, 1, |p| p.located),
-        ];
         let mut columns = Vec::new();
-        let lists: [(&str, fn(&PresenceRow) -> &Published); 2] =
-            [("together", |r| &r.together), ("alone", |r| &r.alone)];
-        for (how, published) in lists {
-            for (what, factor, decimals, share) in kinds {
+        for how in ["together", "alone"] {
+            for (index, (what, factor, decimals)) in COLUMNS.into_iter().enumerate() {
                 let entry = |row: &PresenceRow| {
-                    let name = format!("threshold {:.2}", row.threshold);
-                    Entry::new(name, factor * share(published(row)).value(), decimals)
+                    let published = if how == "alone" { &row.alone } else { &row.together };
+                    let Published {
+                        absent,
+                        outside,
+                        hit,
+                        located,
+                    } = published;
+                    let share = [absent, outside, hit, located][index].value();
+                    Entry::new(format!("threshold {:.2}", row.threshold), factor * share, decimals)
                 };
                 columns.push((format!("{how}: {what}"), self.rows.iter().map(entry).collect()));
             }

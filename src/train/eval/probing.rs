@@ -1,0 +1,161 @@
+//! Head probing: what a linear layer reads from frozen features.
+//!
+//! Ridge regression in closed form on one-hot targets, features standardised by their spread in training, the penalty
+//! a thousandth of the number of examples. Fitted on the nine training tenths, scored on the validation tenth; so both
+//! need the data set's own training part. *Segmentation*: one example per cell of the feature map, its target the shares
+//! of the table's classes among the cell's labelled pixels; the cell scores go to the photo bilinearly, the best class
+//! wins, and every labelled pixel of the table's classes counts. *Classification*: one example per photo, its target the
+//! photo's label; collections of at least two names with photos in both parts.
+
+mod feature_map;
+mod ridge;
+
+use std::collections::BTreeMap;
+
+use super::instance::Mean;
+use super::report::Entry;
+use super::semantic::classes_of;
+use super::truth::{Label, Tally, Truth};
+use super::zero_shot::{label, vocabularies};
+use super::{EvalError, chosen};
+use crate::train::dataset::{Dataset, Sample, Split};
+pub use feature_map::{FeatureMap, Features, Source};
+use ridge::{Fit, Ridge};
+
+/// Linear probes on the features of one model.
+///
+/// * `limit` - most photos of each part and kind
+///
+/// # Errors
+/// [`EvalError`] if a photo cannot be used or the model fails.
+pub fn probe(features: &mut dyn Features, dataset: &Dataset, limit: usize) -> Result<Vec<Entry>, EvalError> {
+    let mut entries = segmentation(features, dataset, limit)?;
+    entries.extend(classification(features, dataset, limit)?);
+    Ok(entries)
+}
+
+fn segmentation(features: &mut dyn Features, dataset: &Dataset, limit: usize) -> Result<Vec<Entry>, EvalError> {
+    let classes = classes_of(dataset);
+    let labelled = |part| {
+        let with_mask = chosen(dataset, Some(part)).filter(|&i| dataset.samples()[i].mask.is_some());
+        with_mask.take(limit).collect::<Vec<_>>()
+    };
+    let (train, validation) = (labelled(Split::Train), labelled(Split::Validation));
+    let mut ridge: Option<Ridge> = None;
+    for index in train {
+        let sample = dataset.get(index)?;
+        let map = features.map(&sample)?;
+        let truth = Truth::of(&sample, dataset.names(), &classes);
+        let ridge = ridge.get_or_insert_with(|| Ridge::new(map.channels, classes.len()));
+        for (cell, target) in cell_targets(&map, &sample, &truth, classes.len()) {
+            ridge.add(&map.cell(cell), &target);
+        }
+    }
+    let Some(fit) = ridge.as_ref().and_then(Ridge::solve) else {
+        return Ok(Vec::new());
+    };
+    let mut tallies = vec![Tally::default(); classes.len()];
+    let mut photos = 0;
+    for index in validation {
+        let sample = dataset.get(index)?;
+        let map = features.map(&sample)?;
+        let truth = Truth::of(&sample, dataset.names(), &classes);
+        count(&fit, &map, &truth, &mut tallies);
+        photos += 1;
+    }
+    let mut mean = Mean::default();
+    tallies
+        .iter()
+        .filter(|t| t.labelled > 0)
+        .for_each(|t| mean.add(t.iou()));
+    let name = format!("segmentation, {} classes, {photos} photos: mean IoU %", classes.len());
+    Ok(if photos > 0 {
+        vec![Entry::percent(name, mean.value())]
+    } else {
+        Vec::new()
+    })
+}
+
+/// Shares of the classes in each cell that has a labelled pixel of one.
+fn cell_targets(map: &FeatureMap, sample: &Sample, truth: &Truth, classes: usize) -> Vec<(usize, Vec<f32>)> {
+    let mut shares = vec![vec![0.0_f32; classes]; map.side * map.side];
+    let width = sample.photo.width.max(1);
+    for (pixel, label) in truth.label.iter().enumerate() {
+        if let Label::Class(class) = label {
+            shares[map.cell_of(pixel % width, pixel / width)][*class] += 1.0;
+        }
+    }
+    let mut targets = Vec::new();
+    for (cell, mut share) in shares.into_iter().enumerate() {
+        let total: f32 = share.iter().sum();
+        if total > 0.0 {
+            share.iter_mut().for_each(|s| *s /= total);
+            targets.push((cell, share));
+        }
+    }
+    targets
+}
+
+fn count(fit: &Fit, map: &FeatureMap, truth: &Truth, tallies: &mut [Tally]) {
+    let cells: Vec<Vec<f32>> = (0..map.side * map.side)
+        .map(|cell| fit.scores(&map.cell(cell)))
+        .collect();
+    let planes: Vec<Vec<f32>> = (0..tallies.len())
+        .map(|class| map.on_photo(&cells.iter().map(|scores| scores[class]).collect::<Vec<_>>()))
+        .collect();
+    for (pixel, label) in truth.label.iter().enumerate() {
+        if let Label::Class(class) = label {
+            let best = (0..planes.len()).max_by(|&a, &b| planes[a][pixel].total_cmp(&planes[b][pixel]));
+            let best = best.expect("the table has classes");
+            tallies[*class].labelled += 1;
+            tallies[best].predicted += 1;
+            tallies[best].both += u64::from(best == *class);
+        }
+    }
+}
+
+fn classification(features: &mut dyn Features, dataset: &Dataset, limit: usize) -> Result<Vec<Entry>, EvalError> {
+    let mut entries = Vec::new();
+    let vocabularies: BTreeMap<&str, Vec<String>> = vocabularies(dataset);
+    for (source, names) in vocabularies.into_iter().filter(|(_, names)| names.len() > 1) {
+        let photos = |part| {
+            let own = chosen(dataset, Some(part)).filter(|&i| dataset.samples()[i].info.source == source);
+            let labelled = own.filter_map(|i| {
+                Some((
+                    i,
+                    names
+                        .iter()
+                        .position(|n| Some(n.as_str()) == label(&dataset.samples()[i]))?,
+                ))
+            });
+            labelled.take(limit).collect::<Vec<_>>()
+        };
+        let (train, validation) = (photos(Split::Train), photos(Split::Validation));
+        // One photo per name, as in a sample of ImageNet, cannot teach what the others look like.
+        if validation.is_empty() || train.len() < 2 * names.len() {
+            continue;
+        }
+        let mut ridge: Option<Ridge> = None;
+        for (index, class) in train {
+            let vector = features.vector(&dataset.get(index)?)?;
+            let mut target = vec![0.0; names.len()];
+            target[class] = 1.0;
+            ridge
+                .get_or_insert_with(|| Ridge::new(vector.len(), names.len()))
+                .add(&vector, &target);
+        }
+        let Some(fit) = ridge.as_ref().and_then(Ridge::solve) else {
+            continue;
+        };
+        let mut right = Mean::default();
+        let count = validation.len();
+        for (index, class) in validation {
+            let scores = fit.scores(&features.vector(&dataset.get(index)?)?);
+            let better = scores.iter().filter(|&&s| s > scores[class]).count();
+            right.add(f64::from(u8::from(better == 0)));
+        }
+        let name = format!("{source}, {} names, {count} photos: top-1 %", names.len());
+        entries.push(Entry::percent(name, right.value()));
+    }
+    Ok(entries)
+}
