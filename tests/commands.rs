@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use image::{Rgb, RgbImage};
 use mosquitto::PATIENCE;
@@ -16,6 +16,7 @@ use rumqttc::{Client, Event, MqttOptions, Packet, QoS};
 use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::config::Config;
 use samclip::daemon::run::run;
+use samclip::message::payload::{FRAME_SCHEMA, STATS_SCHEMA};
 use samclip::message::query::QUERY_SCHEMA;
 use samclip::publish::broker::Broker;
 use serde_json::Value;
@@ -266,9 +267,11 @@ fn with_commands_off_nothing_can_be_changed() {
         peer.until_is("samclip/yard/red", "1");
         peer.send("samclip/yard/detect/set", "OFF");
         peer.send("samclip/yard/query/red/set", "");
-        std::thread::sleep(Duration::from_millis(500));
-        peer.send("test/end", "");
-        peer.until_is("test/end", "");
+        // Ten more frames went through all stages since.
+        for _ in 0..10 {
+            peer.last.remove("samclip/yard/frame");
+            peer.until("samclip/yard/frame", |_| true);
+        }
         assert_eq!(peer.last["samclip/yard/detect/state"], b"ON");
         assert_eq!(peer.last["samclip/yard/red"], b"1");
     });
@@ -281,7 +284,15 @@ fn every_entity_of_home_assistant_reads_a_topic_that_is_published() {
     let broker = broker();
     with_daemon(dir.path(), &broker, "homeassistant = \"homeassistant\"", |peer| {
         peer.until_is("samclip/yard/red", "1");
-        peer.until("samclip/stats", |_| true);
+        let stats = peer.until("samclip/stats", |_| true);
+        for (schema, body) in [(STATS_SCHEMA, &stats), (FRAME_SCHEMA, &peer.last["samclip/yard/frame"])] {
+            let schema = jsonschema::draft202012::new(&serde_json::from_str(schema).unwrap()).unwrap();
+            let body = serde_json::from_slice(body).unwrap();
+            assert_eq!(
+                schema.iter_errors(&body).map(|e| e.to_string()).collect::<Vec<_>>(),
+                Vec::<String>::new()
+            );
+        }
         let config = "homeassistant/device/samclipd-yard/config";
         let body: Value = serde_json::from_slice(&peer.until(config, |_| true)).unwrap();
         let entities = body["components"].as_object().unwrap();

@@ -77,8 +77,7 @@ fn events_of_a_killed_daemon_arrive_before_those_of_the_next_one() {
     assert!(waiting >= 2, "{waiting}");
 
     let _broker = Mosquitto::start(port);
-    let watcher = Watcher::start(port);
-    std::thread::sleep(Duration::from_millis(300));
+    let watcher = Watcher::subscribed(port);
     let mut second = daemon();
     let events: Vec<EventMessage> = (0..=waiting).map(|_| next_event(&watcher)).collect();
     second.kill().unwrap();
@@ -99,8 +98,7 @@ fn a_full_disk_is_logged_once_and_events_go_out_all_the_same() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let config = write(dir.path(), port);
     let _broker = Mosquitto::start(port);
-    let watcher = Watcher::start(port);
-    std::thread::sleep(Duration::from_millis(300));
+    let watcher = Watcher::subscribed(port);
     // No file may grow: every write fails as on a full disk.
     let program = env!("CARGO_BIN_EXE_samclipd");
     let script = format!("trap '' XFSZ; ulimit -f 0; exec '{program}' run --config '{config}'");

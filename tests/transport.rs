@@ -98,35 +98,13 @@ fn events_survive_the_program_and_go_out_from_the_next_one() {
     offer(&first, 0..20);
     assert!(!first.stop(Duration::from_secs(2)), "there is no broker");
     let broker = Mosquitto::start(port);
-    let watcher = Watcher::start(port);
-    wait_until("subscribed", || subscribers(port) > 0);
+    let watcher = Watcher::subscribed(port);
     let second = spooled(port, dir.path());
     offer(&second, 20..25);
     assert_eq!(events(&watcher, 25), named(0..25));
     assert!(second.stop(PATIENCE));
     drop(broker);
     assert_eq!(Spool::open(dir.path(), MIN_BYTES).unwrap().stats().waiting, 0);
-}
-
-/// Subscriptions the broker counts, by its own word.
-fn subscribers(port: u16) -> u32 {
-    let output = Command::new("mosquitto_sub")
-        .args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port.to_string(),
-            "-t",
-            "$SYS/broker/clients/connected",
-            "-C",
-            "1",
-            "-W",
-            "5",
-        ])
-        .stderr(Stdio::null())
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or(0)
 }
 
 #[test]

@@ -293,6 +293,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                     runtime.cache = model.cache_dir.or(runtime.cache);
                     PrepareOptions {
                         queries: query_specs(&config.queries),
+                        background: config.background,
                         model: config.model,
                         runtime,
                     }
@@ -301,6 +302,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                     model: model.bundle()?,
                     runtime: model.options(),
                     queries: queries.iter().map(|q| QuerySpec::from_text(q)).collect(),
+                    background: None,
                 },
             };
             // May be killed at any moment: what is finished is kept, and nothing else counts.

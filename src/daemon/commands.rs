@@ -9,7 +9,7 @@ use crate::message::query::{QueryMessage, decode_switch, decode_texts};
 use crate::message::topic::{Asked, QueryId, Topics};
 use crate::publish::mqtt::Incoming;
 
-use super::config::{Query, parse_color};
+use super::config::{Query, check_background, parse_color};
 use super::live::{LiveCamera, LiveState};
 use super::outlet::Outlet;
 use super::pipeline::Pipeline;
@@ -17,9 +17,6 @@ use super::station::Station;
 
 /// Longest text in an error.
 const MAX_TEXT: usize = 400;
-
-/// Most texts that queries compete with.
-const MAX_BACKGROUND: usize = 256;
 
 /// The query that a message describes, with the configuration's defaults for what it leaves out.
 pub(super) fn query_of(id: &str, message: &QueryMessage) -> Result<Query, String> {
@@ -44,23 +41,6 @@ pub(super) fn query_of(id: &str, message: &QueryMessage) -> Result<Query, String
 fn take<T: Clone>(target: &mut T, given: &Option<T>) {
     if let Some(value) = given {
         target.clone_from(value);
-    }
-}
-
-/// Texts that queries can compete with.
-fn check_background(texts: &[String]) -> Result<(), String> {
-    if !(1..=MAX_BACKGROUND).contains(&texts.len()) {
-        return Err(format!("{} texts found, expected 1 to {MAX_BACKGROUND}", texts.len()));
-    }
-    match texts
-        .iter()
-        .find(|text| text.trim().is_empty() || text.chars().count() > 1_000)
-    {
-        Some(text) => Err(format!(
-            "text of {} characters found, expected words of at most 1000",
-            text.chars().count()
-        )),
-        None => Ok(()),
     }
 }
 
@@ -120,7 +100,11 @@ fn change(
             } else {
                 Some(decode_texts(body).map_err(|e| e.to_string())?)
             };
-            texts.as_deref().map_or(Ok(()), check_background)?;
+            texts
+                .as_deref()
+                .map_or(Ok(()), check_background)
+                .map_err(|fault| fault.to_string())?;
+            // Without texts of its own, those of the configuration hold again.
             station.set_background(texts.clone(), pipeline)?;
             kept.background = texts;
         }
@@ -205,12 +189,5 @@ mod tests {
             let error = query_of(id, &QueryMessage::decode(body.as_bytes()).unwrap()).unwrap_err();
             assert!(error.starts_with(expected) || error.contains("max_age is 1"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_background_is_some_short_texts() {
-        assert!(check_background(&["wall".into()]).is_ok());
-        assert_eq!(check_background(&[]).unwrap_err(), "0 texts found, expected 1 to 256");
-        assert!(check_background(&["".into()]).is_err() && check_background(&["x".repeat(1_001)]).is_err());
     }
 }

@@ -14,6 +14,7 @@ use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{self, Backend, RuntimeError, RuntimeOptions};
 
 use super::config::{Config, Mqtt};
+use super::directories::state_dir;
 use super::prepare::{size_of, try_writing};
 use super::run::sources;
 
@@ -108,6 +109,9 @@ pub fn doctor(options: &DoctorOptions, out: &mut dyn Write) -> std::io::Result<b
     }
     if let Some(config) = config {
         cameras(config, &mut report)?;
+        if config.mqtt.is_some() {
+            state(config, &mut report)?;
+        }
         report.head("broker")?;
         match &config.mqtt {
             None => report.say(Verdict::Idle, "none configured: nothing is published", "")?,
@@ -170,6 +174,18 @@ fn cache(options: &DoctorOptions, report: &mut Report<'_>) -> std::io::Result<()
         Verdict::Idle
     };
     report.outcome(outcome, verdict, remedy)
+}
+
+fn state(config: &Config, report: &mut Report<'_>) -> std::io::Result<()> {
+    report.head("state directory")?;
+    let remedy = "set state in the configuration to a directory that can be written; without one, events are lost while \
+                  the broker is away, and live queries with the program";
+    let Some(dir) = state_dir(config.state.as_deref()) else {
+        let text = "none: neither STATE_DIRECTORY nor HOME is set";
+        return report.say(Verdict::Idle, text, remedy);
+    };
+    let outcome = writable(&dir).map_err(|error| format!("{} cannot be written: {error}", dir.display()));
+    report.outcome(outcome, Verdict::Idle, remedy)
 }
 
 /// What the cache directory holds, or that it will be made; nothing is made here, it would belong to the wrong user.

@@ -41,6 +41,11 @@ impl Health {
         }
     }
 
+    /// Time of a stage that is not the pipeline's.
+    pub(super) fn add(&mut self, stage: &'static str, time: Duration) {
+        *self.stages.entry(stage).or_default() += time;
+    }
+
     pub(super) fn restart(&mut self, now: Moment) {
         self.since = now;
         self.frames_in_period.fill(0);

@@ -31,6 +31,8 @@ pub struct PrepareOptions {
     pub runtime: RuntimeOptions,
     /// What will be looked for; the bundle's background prompts are always prepared.
     pub queries: Vec<QuerySpec>,
+    /// What it competes with, if not the bundle's own texts.
+    pub background: Option<Vec<String>>,
 }
 
 /// Writes lines with the time since the start, and repeats the last step while it lasts.
@@ -125,10 +127,10 @@ fn make(options: &PrepareOptions, reporter: &Reporter<'_>) -> anyhow::Result<()>
     reporter.step(format!(
         "embedding the texts of {} queries and {} background prompts",
         options.queries.len(),
-        bundle.manifest.background.len()
+        options.background.as_ref().unwrap_or(&bundle.manifest.background).len()
     ));
     let mut pipeline = Pipeline::new(&bundle, engine, options.runtime.cache.as_deref())?;
-    pipeline.set_queries(&options.queries)?;
+    pipeline.prepare_queries(&options.queries, options.background.as_deref())?;
     let counts = pipeline.word_counts();
     reporter.line(&format!(
         "text embeddings: {} computed, {} were there already",

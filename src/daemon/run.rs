@@ -161,7 +161,8 @@ pub fn run_with(
     let announce = Announce { outlet: &outlet, stop };
     let opened = ending_if_stopped(stop, &outlet, || {
         let mut pipeline = open(&announce)?;
-        pipeline.set_queries(&query_specs(&config.queries))?;
+        let asked = pipeline.prepare_queries(&query_specs(&config.queries), config.background.as_deref())?;
+        pipeline.ask(&asked);
         Ok(pipeline)
     });
     let mut pipeline = match opened {
@@ -335,7 +336,9 @@ fn serve(
                         failing = false;
                         health.count(slot, &found);
                         log_detections(station.id(), pipeline, &found);
-                        station.observe(pipeline, &found, clock.now(), outlet);
+                        let before = clock.now();
+                        station.observe(pipeline, &found, before, outlet);
+                        health.add("report", clock.now().since(before));
                     }
                     Err(error) if !failing => {
                         failing = true;

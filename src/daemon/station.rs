@@ -52,6 +52,7 @@ pub(super) struct Station {
     configured: Vec<Query>,
     /// What queries compete with, if not the model's own texts.
     background: Option<Vec<String>>,
+    configured_background: Option<Vec<String>>,
     zones: Vec<String>,
     asked: Arc<QuerySet>,
     detects: bool,
@@ -82,7 +83,8 @@ impl Station {
             id: camera.id.clone(),
             queries: config.queries.clone(),
             configured: config.queries.clone(),
-            background: None,
+            background: config.background.clone(),
+            configured_background: config.background.clone(),
             zones: camera.zones.iter().map(|z| z.id().to_owned()).collect(),
             asked,
             detects: true,
@@ -175,8 +177,10 @@ impl Station {
         Ok(())
     }
 
-    /// Replaces what queries compete with; `None` means the model's own texts. On error nothing changes.
+    /// Replaces what queries compete with; `None` means the configuration's texts, or the model's own. On error nothing
+    /// changes.
     pub(super) fn set_background(&mut self, texts: Option<Vec<String>>, pipeline: &mut Pipeline) -> Result<(), String> {
+        let texts = texts.or_else(|| self.configured_background.clone());
         self.replace(self.queries.clone(), texts, pipeline)
     }
 

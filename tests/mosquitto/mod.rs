@@ -125,6 +125,30 @@ impl Watcher {
         Self { child, lines }
     }
 
+    /// Starts one and returns once the broker passes messages on to it.
+    pub fn subscribed(port: u16) -> Self {
+        let watcher = Self::start(port);
+        let start = Instant::now();
+        loop {
+            let mut command = Command::new("mosquitto_pub");
+            command.args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &port.to_string(),
+                "-t",
+                "samclip/probe",
+                "-m",
+                "x",
+            ]);
+            assert!(spawn(&mut command).wait().unwrap().success());
+            match watcher.lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) if line.starts_with("samclip/probe") => return watcher,
+                _ => assert!(start.elapsed() < PATIENCE, "the broker passes nothing on"),
+            }
+        }
+    }
+
     pub fn next(&self) -> String {
         self.lines.recv_timeout(PATIENCE).expect("a message")
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use toml::Spanned;
 
 use super::file::{CameraTable, ConfigFile, MqttTable, MqttVersion, RuntimeTable, TlsTable, ZoneTable, ZoneUnits};
+use super::query::check_background;
 use super::{Camera, Config, ConfigError, Engine, Events, Mqtt, Output, Provider, TlsFiles};
 use crate::message::topic::{CameraId, MAX_ID, Topics};
 use crate::publish::link::Version;
@@ -87,6 +88,10 @@ impl Checker<'_> {
             })?;
         }
         self.runtime(&file.runtime)?;
+        if let Some(background) = &file.background {
+            check_background(background.get_ref())
+                .map_err(|fault| self.at(background.span().start, fault.to_string()))?;
+        }
         if let Some(state) = &file.state {
             self.require(state.get_ref().is_absolute(), state, || {
                 let found = state.get_ref().display().to_string();
@@ -103,6 +108,7 @@ impl Checker<'_> {
             state: file.state.map(Spanned::into_inner),
             cameras,
             queries,
+            background: file.background.map(Spanned::into_inner),
             mqtt: file.mqtt.map(|table| self.mqtt(table)).transpose()?,
             output: Output {
                 polygon: file.output.polygon,

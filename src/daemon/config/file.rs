@@ -23,6 +23,8 @@ pub struct ConfigFile {
     /// What to look for in every camera; may be empty.
     #[serde(default)]
     pub query: Vec<Spanned<QueryTable>>,
+    /// Texts that queries compete with, 1 to 256; default: the bundle's own.
+    pub background: Option<Spanned<Vec<String>>>,
     /// The broker; without the table nothing is published.
     pub mqtt: Option<MqttTable>,
     /// What messages carry.

@@ -18,7 +18,7 @@ mod check;
 pub mod file;
 mod query;
 
-pub use query::{Query, QueryFault, QueryTable};
+pub use query::{Query, QueryFault, QueryTable, check_background};
 
 use check::Checker;
 use file::ConfigFile;
@@ -103,6 +103,8 @@ pub struct Config {
     pub cameras: Vec<Camera>,
     /// Ids unique; may be empty.
     pub queries: Vec<Query>,
+    /// Texts that queries compete with, if not the bundle's own.
+    pub background: Option<Vec<String>>,
     /// The broker, if any.
     pub mqtt: Option<Mqtt>,
     /// What messages carry.

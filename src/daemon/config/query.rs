@@ -20,6 +20,9 @@ const MAX_PROMPTS: usize = 16;
 /// Most zones of one query.
 const MAX_ZONES: usize = 64;
 
+/// Most texts that queries compete with.
+const MAX_BACKGROUND: usize = 256;
+
 /// Longest `max_age` and `loitering` in seconds: a day.
 const LONGEST: f32 = 86_400.0;
 
@@ -86,6 +89,29 @@ pub struct QueryFault {
     pub key: &'static str,
     /// What was found and what is allowed.
     pub problem: String,
+}
+
+/// Refuses texts that no query can compete with.
+///
+/// # Errors
+/// [`QueryFault`] for none or too many, and for an empty or too long one.
+pub fn check_background(texts: &[String]) -> Result<(), QueryFault> {
+    let fault = |problem| {
+        let key = "background";
+        Err(QueryFault { key, problem })
+    };
+    let count = texts.len();
+    if !(1..=MAX_BACKGROUND).contains(&count) {
+        return fault(format!("{count} texts found, expected 1 to {MAX_BACKGROUND}"));
+    }
+    for text in texts {
+        let length = text.chars().count();
+        if text.trim().is_empty() || length > MAX_PROMPT {
+            let problem = format!("text of {length} characters found, expected words of at most {MAX_PROMPT}");
+            return fault(problem);
+        }
+    }
+    Ok(())
 }
 
 impl Query {

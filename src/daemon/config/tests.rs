@@ -364,6 +364,29 @@ fn the_broker_s_keys_are_read_and_checked() {
 }
 
 #[test]
+fn a_background_is_some_short_texts() {
+    let with = |texts: &str| parse(&format!("background = {texts}\n{FULL}"));
+    assert_eq!(
+        with("[\"wall\", \"sky\"]").unwrap().background.unwrap(),
+        ["wall", "sky"]
+    );
+    for (texts, expected) in [
+        ("[]".to_owned(), "1: 0 texts found, expected 1 to 256"),
+        (
+            "[\" \"]".to_owned(),
+            "1: text of 1 characters found, expected words of at most 1000",
+        ),
+        (
+            format!("[\"{}\"]", "x".repeat(1_001)),
+            "1: text of 1001 characters found",
+        ),
+    ] {
+        let error = with(&texts).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+    }
+}
+
+#[test]
 fn files_that_are_no_short_texts_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("samclipd.toml");

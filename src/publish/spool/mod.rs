@@ -1,6 +1,6 @@
 //! Events that the broker has not acknowledged, in files: they survive a broker that is away, `kill -9` and a torn write.
 //!
-//! Files `NNNNNNNNNN.spool` hold [`record`]s, the oldest in the file with the lowest number. A record goes out in order
+//! Files `NNNNNNNNNN.spool` hold records, each with a checksum, the oldest in the file with the lowest number. A record goes out in order
 //! and is done with once the broker has acknowledged it; a file is removed when all its records are. The total size is
 //! bounded: the oldest file goes first, and its records are counted as dropped. After a restart everything that is not
 //! known to be acknowledged goes out (again): at least once, as MQTT's QoS 1 means it.

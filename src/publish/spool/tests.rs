@@ -187,6 +187,33 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
+    fn no_damage_makes_it_panic_or_invent_or_reorder_events(
+        changes in prop::collection::vec((0usize..600, any::<u8>()), 0..12),
+        inserted in (0usize..600, prop::collection::vec(any::<u8>(), 0..40)),
+        cut in 0usize..600,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(dir.path());
+        add(&mut spool, 0..15);
+        drop(spool);
+        let path = only_file(dir.path());
+        let mut bytes = fs::read(&path).unwrap();
+        let length = bytes.len();
+        for (at, byte) in changes {
+            bytes[at % length] = byte;
+        }
+        bytes.truncate(length - cut % length / 2);
+        let at = inserted.0 % bytes.len();
+        bytes.splice(at..at, inserted.1);
+        fs::write(&path, &bytes).unwrap();
+        let mut spool = open(dir.path());
+        add(&mut spool, 15..17);
+        let left = drain(&mut spool);
+        prop_assert!(left.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", left);
+        prop_assert!(left.ends_with(&[15, 16]));
+    }
+
+    #[test]
     fn any_sequence_of_uses_keeps_order_and_loses_nothing_silently(
         uses in prop::collection::vec((0u8..5, 1u32..400), 1..40),
     ) {
