@@ -39,10 +39,13 @@ pub fn trace(mask: &BinaryMask) -> Vec<Ring> {
     let get = |x: i32, y: i32| x >= 0 && y >= 0 && mask.get(x as usize, y as usize);
     // Every ring has at least one edge that runs east, with a set pixel below it.
     let is_east_edge = |x: i32, y: i32| get(x, y) && !get(x, y - 1);
+    let Some(bounds) = mask.bounding_box() else {
+        return Vec::new();
+    };
     let mut visited = vec![false; (width * height) as usize];
     let mut rings = Vec::new();
-    for start_y in 0..height {
-        for start_x in 0..width {
+    for start_y in bounds.y1 as i32..bounds.y2 as i32 {
+        for start_x in bounds.x1 as i32..bounds.x2 as i32 {
             if visited[(start_y * width + start_x) as usize] || !is_east_edge(start_x, start_y) {
                 continue;
             }
