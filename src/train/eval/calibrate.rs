@@ -39,7 +39,7 @@ pub struct Options {
 /// What cannot be read, run or written; no labelled training photo; a model that is not silent enough at any threshold.
 pub fn run(options: &Options) -> Result<(f32, String)> {
     let bundle = Manifest::read(&options.bundle)?;
-    let dataset = open_data(&options.data)?;
+    let dataset = open_data(&options.data, None)?;
     let mut engine = runtime::open(&bundle, &RuntimeOptions::default())?;
     let found = presence(&mut engine, &bundle, &dataset, Split::Train, options.photos)?;
     ensure!(

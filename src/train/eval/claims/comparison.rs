@@ -1,9 +1,11 @@
-//! One merged model against SAM and CLIP as two models: SAM once, then CLIP once per mask (K + 1 passes).
+//! One merged model against SAM and CLIP as two models: what SAM once and CLIP once per mask (K + 1 passes) cost, and
+//! whose features a linear probe segments with best.
 
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::super::clip_tower::ClipTower;
+use super::super::probing::{Features, Source, probe};
 use super::super::speed::median_ms;
 use super::figures::{Data, open_at};
 use super::variants::Made;
@@ -34,12 +36,24 @@ pub(super) struct Comparison {
     pub(super) parameters: [f64; 2],
     /// Million multiply-accumulates of one picture: merged; SAM once; CLIP once.
     pub(super) mmac: [f64; 3],
+    /// Mean IoU of linear probes for segmentation, percent, by features.
+    pub(super) probes: Vec<(&'static str, f64)>,
     /// Files in MB: merged encoder; SAM encoder and CLIP image tower.
     pub(super) megabytes: [f64; 2],
 }
 
-/// Measures both ways on the first validation sample.
-pub(super) fn compare(recipe: &Recipe, made: &Made, merged: &Weights, data: &Data) -> Result<Comparison> {
+/// Names of the probed features: the teachers', the merged model's, and the merged model's with another seed.
+pub(super) const TEACHERS: [&str; 2] = ["SAM teacher, neck", "CLIP teacher, tokens"];
+pub(super) const MERGED: [&str; 2] = ["two-stage, neck", "two-stage, CLIP head"];
+pub(super) const REPEATED: [&str; 2] = ["repeat, neck", "repeat, CLIP head"];
+
+/// Measures costs on the first validation sample, probes on all; `repeated` is `merged` trained with another seed.
+pub(super) fn compare(
+    recipe: &Recipe,
+    made: &Made,
+    (merged, repeated): (&Weights, &Weights),
+    data: &Data,
+) -> Result<Comparison> {
     let index = data.dataset.indices(Split::Validation).first().copied();
     let sample = data.dataset.get(index.context("no validation sample")?)?;
     let side = recipe.sam.image_size;
@@ -74,6 +88,21 @@ pub(super) fn compare(recipe: &Recipe, made: &Made, merged: &Weights, data: &Dat
         );
     };
     let tower = cost::image_tower(&config);
+    let mut again = open_at(recipe, repeated, side, data)?;
+    let mut probes = Vec::new();
+    let mut add = |name, features: &mut dyn Features| -> Result<()> {
+        // The first row is segmentation, see the probe.
+        if let Some(found) = probe(features, &data.dataset, data.limit)?.first() {
+            probes.push((name, found.value));
+        }
+        Ok(())
+    };
+    add(TEACHERS[0], &mut Source::Neck(&mut sam))?;
+    add(TEACHERS[1], &mut clip)?;
+    for (names, model) in [(MERGED, &mut student), (REPEATED, &mut again)] {
+        add(names[0], &mut Source::Neck(model))?;
+        add(names[1], &mut Source::ClipHead(model))?;
+    }
     let millions = |count: u64| count as f64 / 1e6;
     Ok(Comparison {
         merged_ms,
@@ -90,6 +119,7 @@ pub(super) fn compare(recipe: &Recipe, made: &Made, merged: &Weights, data: &Dat
             tower.multiply_accumulates,
         ]
         .map(millions),
+        probes,
         megabytes,
     })
 }

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::instance::instances;
 use super::super::presence::Share;
@@ -63,7 +63,7 @@ impl ImageText for Remembering<'_> {
 }
 
 /// The figures of one set of weights, percent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Figures {
     pub(super) understanding: f64,
     pub(super) boxes: f64,

@@ -82,7 +82,7 @@ pub fn run(options: &Options) -> Result<PathBuf> {
     if !options.data.is_empty() {
         sources.push(Source {
             name: "photos",
-            dataset: Arc::new(open_data(&options.data)?),
+            dataset: Arc::new(open_data(&options.data, None)?),
         });
     }
     let mut results = Vec::new();
@@ -104,7 +104,7 @@ fn scenes(options: &Options, recipe: &Recipe) -> Result<Source> {
     let table: std::collections::BTreeMap<usize, &str> = names.iter().enumerate().collect();
     let path = folder.join("classes.json");
     std::fs::write(&path, serde_json::to_vec(&table)?).with_context(|| format!("cannot write {}", path.display()))?;
-    let dataset = Arc::new(open_data(&[tar.display().to_string()])?);
+    let dataset = Arc::new(open_data(&[tar.display().to_string()], None)?);
     Ok(Source { name: "drawn", dataset })
 }
 
@@ -136,7 +136,8 @@ fn study(recipe: &Recipe, source: Source, options: &Options) -> Result<Results> 
     for name in ["two-stage", "all sizes"] {
         sizes.extend(figures::at_sizes(name, recipe, &find(name).weights, &data)?);
     }
-    let comparison = comparison::compare(recipe, &teachers, &find("two-stage").weights, &data)?;
+    let merged = (&find("two-stage").weights, &find("repeat").weights);
+    let comparison = comparison::compare(recipe, &teachers, merged, &data)?;
     if name == "drawn" {
         pictures::write(&options.out, &trained, &data)?;
     }

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
+use super::super::wise_ft::interpolate;
 use super::figures::{Data, Figures, measure, measure_ends};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::dataset::Dataset;
@@ -16,7 +18,7 @@ use crate::train::recipe::{BatchSize, Recipe};
 use crate::train::session::RunFolder;
 use crate::train::teachers;
 use crate::train::text_bank::TextBank;
-use crate::train::weights::{Values, Weights};
+use crate::train::weights::Weights;
 
 /// One way of training.
 struct Variant {
@@ -186,7 +188,9 @@ pub(super) fn all(recipe: &Recipe, made: &Made, folder: &RunFolder, data: &Data)
             .find(|t: &&Trained| t.name == "probed")
             .map(|t| &t.weights);
         let weights = train(&changed, variant.stages, made, probed, &own)?;
-        let figures = measure(&changed, &weights, data)?;
+        let figures = remembered(&own.path.join("figures.json"), &weights, data, || {
+            Ok(measure(&changed, &weights, data)?)
+        })?;
         tracing::info!(variant = variant.name, ?figures, "measured");
         trained.push(Trained {
             name: variant.name,
@@ -198,6 +202,30 @@ pub(super) fn all(recipe: &Recipe, made: &Made, folder: &RunFolder, data: &Data)
         });
     }
     Ok(trained)
+}
+
+/// Figures that were measured before of the same weights and as many samples, else those of `measure`, which are kept.
+fn remembered(
+    path: &Path,
+    weights: &Weights,
+    data: &Data,
+    measure: impl FnOnce() -> Result<Figures>,
+) -> Result<Figures> {
+    let mut hash = Sha256::new();
+    for (name, values) in weights {
+        hash.update(name);
+        values.data.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    }
+    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = format!("{hash}, {} samples", data.limit);
+    let known = std::fs::read(path).ok();
+    let known = known.and_then(|bytes| serde_json::from_slice::<(String, Figures)>(&bytes).ok());
+    if let Some((_, figures)) = known.filter(|(found, _)| *found == key) {
+        return Ok(figures);
+    }
+    let figures = measure()?;
+    std::fs::write(path, serde_json::to_vec(&(key, figures))?)?;
+    Ok(figures)
 }
 
 fn train(
@@ -242,34 +270,6 @@ fn curve(path: &Path) -> Result<Vec<(u64, String, f32)>> {
         .collect())
 }
 
-/// `(1 − alpha) · a + alpha · b`, weight by weight (WiSE-FT, arXiv 2109.01903).
-///
-/// # Errors
-/// Weights of two different models.
-pub(super) fn interpolate(a: &Weights, b: &Weights, alpha: f32) -> Result<Weights> {
-    ensure!(
-        a.len() == b.len(),
-        "{} weights found beside {}: two different models",
-        b.len(),
-        a.len()
-    );
-    let mixed = a.iter().map(|(name, from)| {
-        let to = b.get(name).filter(|to| to.shape == from.shape);
-        let to = to.ok_or_else(|| anyhow::anyhow!("{name}: missing or of another shape in the second model"))?;
-        let data = from
-            .data
-            .iter()
-            .zip(&to.data)
-            .map(|(a, b)| (1.0 - alpha) * a + alpha * b);
-        let values = Values {
-            shape: from.shape.clone(),
-            data: data.collect(),
-        };
-        Ok((name.clone(), values))
-    });
-    mixed.collect()
-}
-
 /// Understanding and masks between two models, in tenths.
 pub(super) fn interpolated(recipe: &Recipe, from: &Weights, to: &Weights, data: &Data) -> Result<Vec<(f32, Figures)>> {
     let alphas = (0..=10_u8).map(|i| f32::from(i) / 10.0);
@@ -280,28 +280,6 @@ pub(super) fn interpolated(recipe: &Recipe, from: &Weights, to: &Weights, data: 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn one(value: f32) -> Weights {
-        let values = Values {
-            shape: vec![2],
-            data: vec![value, -value],
-        };
-        [("w".to_owned(), values)].into()
-    }
-
-    #[test]
-    fn interpolation_goes_from_one_model_to_the_other() {
-        for (alpha, expected) in [(0.0, 1.0), (0.25, 1.5), (1.0, 3.0)] {
-            assert_eq!(interpolate(&one(1.0), &one(3.0), alpha).unwrap(), one(expected));
-        }
-        let other = [("v".to_owned(), one(1.0)["w"].clone())].into();
-        assert!(
-            interpolate(&one(1.0), &other, 0.5)
-                .unwrap_err()
-                .to_string()
-                .contains("w: missing")
-        );
-    }
 
     #[test]
     fn the_last_line_of_a_step_counts() {

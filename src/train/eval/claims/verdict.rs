@@ -4,6 +4,7 @@
 //! at least half a point.
 
 use super::Results;
+use super::comparison::{MERGED, REPEATED, TEACHERS};
 use super::figures::Figures;
 
 /// A claim with what was found.
@@ -150,6 +151,8 @@ pub(super) fn all(results: &Results) -> Vec<Verdict> {
         outcome: Outcome::of(two.both_heads - two.clip_head, noise(|f| f.both_heads - f.clip_head)),
     });
 
+    verdicts.extend(probing(results));
+
     let costs = &results.comparison;
     if let Some(&(masks, separate)) = costs.separate_ms.iter().find(|(masks, _)| *masks == 16) {
         verdicts.push(Verdict {
@@ -167,6 +170,26 @@ pub(super) fn all(results: &Results) -> Vec<Verdict> {
 
     verdicts.extend(mode_switching(results, noise(understanding)));
     verdicts
+}
+
+/// A linear probe segments better with the merged features than with either teacher's (paper, Table 3).
+fn probing(results: &Results) -> Option<Verdict> {
+    let probes = &results.comparison.probes;
+    let best = |names: [&str; 2]| -> Option<f64> {
+        let found = probes
+            .iter()
+            .filter(|(name, _)| names.contains(name))
+            .map(|(_, iou)| *iou);
+        found.max_by(f64::total_cmp)
+    };
+    let (teachers, merged, repeated) = (best(TEACHERS)?, best(MERGED)?, best(REPEATED)?);
+    let list: Vec<String> = probes.iter().map(|(name, iou)| format!("{name} {iou:.1}")).collect();
+    Some(Verdict {
+        claim: "(g) A linear probe segments better with the merged features than with either teacher's",
+        rule: "mean IoU of the best probe on merged features above the best on a teacher's",
+        found: list.join(", "),
+        outcome: Outcome::of(merged - teachers, merged - repeated),
+    })
 }
 
 /// A student of CLIP at low and SAM at high resolution understands less at the SAM size (paper.md, section 8).
