@@ -14,6 +14,7 @@ use image::{Rgb, RgbImage};
 use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::config::Config;
 use samclip::daemon::demo::{DemoOptions, demo};
+use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
 use samclip::daemon::run::{run, run_with};
 use samclip::message::payload::{FRAME_SCHEMA, FrameMessage};
@@ -165,12 +166,18 @@ fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
         });
         subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        run_with(&config, &clock, &AtomicBool::new(false), |progress| {
-            progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
-            // The build goes on until a subscriber has heard that there is one.
-            building.recv_timeout(Duration::from_secs(60)).unwrap();
-            Pipeline::open(dir.path(), &options)
-        })
+        run_with(
+            &config,
+            &clock,
+            &AtomicBool::new(false),
+            &Notifier::new(None, None),
+            |progress| {
+                progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
+                // The build goes on until a subscriber has heard that there is one.
+                building.recv_timeout(Duration::from_secs(60)).unwrap();
+                Pipeline::open(dir.path(), &options)
+            },
+        )
         .unwrap();
         messages.join().unwrap()
     });

@@ -14,6 +14,7 @@ mod health;
 pub mod latest;
 mod live;
 pub mod models;
+pub mod notify;
 mod outlet;
 pub mod pictures;
 pub mod pipeline;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
@@ -25,6 +25,7 @@ use super::directories::{cache_dir, state_dir};
 use super::health::Health;
 use super::latest::{Latest, Taken};
 use super::live::LiveState;
+use super::notify::Notifier;
 use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline, PipelineError, QuerySpec};
 use super::station::Station;
@@ -114,12 +115,16 @@ pub fn query_specs(queries: &[config::Query]) -> Vec<QuerySpec> {
 /// Tells every camera's subscribers that an engine is being built.
 struct Announce<'a> {
     outlet: &'a Outlet,
+    notifier: &'a Notifier,
     stop: &'a AtomicBool,
 }
 
 impl Progress for Announce<'_> {
     fn stage(&self, stage: &Stage) {
         info!(%stage, "model");
+        self.notifier.status(&stage.to_string());
+        self.notifier
+            .set_building(matches!(stage, Stage::BuildEngine(_) | Stage::WaitForBuild(_)));
         match stage {
             Stage::BuildEngine(_) | Stage::WaitForBuild(_) => self.outlet.status_of_all(DetectStatus::BuildingEngine),
             Stage::VerifyEngine(_) | Stage::LoadEngine(_) => {}
@@ -141,12 +146,12 @@ pub fn run(config: &Config, clock: &Arc<dyn Clock>, stop: &AtomicBool) -> anyhow
     if options.cache.is_none() {
         warn!("no cache directory: neither CACHE_DIRECTORY nor HOME is set; set cache under [runtime]");
     }
-    run_with(config, clock, stop, |progress| {
+    run_with(config, clock, stop, &Notifier::from_env(), |progress| {
         Pipeline::open_watched(&config.model, &options, progress)
     })
 }
 
-/// As [`run`], with a model that `open` opens.
+/// As [`run`], with a model that `open` opens and a service manager of its own.
 ///
 /// # Errors
 /// As [`run`].
@@ -154,13 +159,20 @@ pub fn run_with(
     config: &Config,
     clock: &Arc<dyn Clock>,
     stop: &AtomicBool,
+    notifier: &Notifier,
     open: impl FnOnce(&dyn Progress) -> Result<Pipeline, PipelineError>,
 ) -> anyhow::Result<()> {
     let sources = sources(config)?;
     let outlet = Outlet::start(config)?;
-    let announce = Announce { outlet: &outlet, stop };
-    let opened = ending_if_stopped(stop, &outlet, || {
+    let announce = Announce {
+        outlet: &outlet,
+        notifier,
+        stop,
+    };
+    notifier.status("opening the model");
+    let opened = ending_if_stopped(stop, &outlet, notifier, || {
         let mut pipeline = open(&announce)?;
+        notifier.set_building(false);
         let asked = pipeline.prepare_queries(&query_specs(&config.queries), config.background.as_deref())?;
         pipeline.ask(&asked);
         Ok(pipeline)
@@ -168,6 +180,7 @@ pub fn run_with(
     let mut pipeline = match opened {
         Ok(pipeline) => pipeline,
         Err(error) => {
+            notifier.stopping();
             outlet.give_up();
             return match error {
                 PipelineError::Runtime(RuntimeError::Cancelled { .. }) if stop.load(Ordering::Relaxed) => {
@@ -198,11 +211,20 @@ pub fn run_with(
                 scope.spawn(move || watch(slot, uri, latest, &clock, stop))
             })
             .collect();
-        let result = serve(&mut pipeline, config, &latest, &outlet, clock.as_ref(), stop, || {
-            cameras.iter().all(std::thread::ScopedJoinHandle::is_finished)
-        });
+        notifier.ready(&format!("{} on {}", pipeline.model(), pipeline.provider()));
+        let result = serve(
+            &mut pipeline,
+            config,
+            &latest,
+            &outlet,
+            notifier,
+            clock.as_ref(),
+            stop,
+            || cameras.iter().all(std::thread::ScopedJoinHandle::is_finished),
+        );
         // Cameras see the closed hand-off and end, whatever ended the pipeline.
         latest.close();
+        notifier.stopping();
         result
     });
     outlet.stop();
@@ -214,13 +236,15 @@ pub fn run_with(
 ///
 /// A build of engines and the text encoder cannot be interrupted, and whoever stops the daemon kills it in the end.
 /// Nothing is lost: unfinished engines do not count, and every embedding is a file of its own.
-fn ending_if_stopped<T>(stop: &AtomicBool, outlet: &Outlet, open: impl FnOnce() -> T) -> T {
+fn ending_if_stopped<T>(stop: &AtomicBool, outlet: &Outlet, notifier: &Notifier, open: impl FnOnce() -> T) -> T {
     std::thread::scope(|scope| {
         let (opening, opened) = channel::<()>();
         scope.spawn(move || {
             while opened.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                notifier.opening(Instant::now());
                 if stop.load(Ordering::Relaxed) && opened.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
                     info!("stopped while the model was being opened");
+                    notifier.stopping();
                     outlet.say_offline();
                     std::process::exit(0);
                 }
@@ -289,11 +313,13 @@ fn commands(config: &Config) -> bool {
 }
 
 /// Takes frames through the pipeline and sends what it finds.
+#[allow(clippy::too_many_arguments)] // called once; each is another part of the daemon
 fn serve(
     pipeline: &mut Pipeline,
     config: &Config,
     latest: &Latest<Delivery>,
     outlet: &Outlet,
+    notifier: &Notifier,
     clock: &dyn Clock,
     stop: &AtomicBool,
     sources_ended: impl Fn() -> bool,
@@ -347,6 +373,9 @@ fn serve(
                     Err(error) => debug!(%error, "frame not processed"),
                 }
             }
+        }
+        if !failing {
+            notifier.alive(Instant::now());
         }
         let now = clock.now();
         if now.since(health.since) >= STATS_PERIOD {

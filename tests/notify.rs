@@ -1,0 +1,100 @@
+//! What a service manager hears from the daemon, at a socket like the one systemd opens.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod tiny;
+
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use samclip::clock::{Clock, SystemClock};
+use samclip::daemon::config::Config;
+use samclip::daemon::notify::Notifier;
+use samclip::daemon::pipeline::Pipeline;
+use samclip::daemon::run::run_with;
+use samclip::runtime::progress::Stage;
+use samclip::runtime::{Backend, RuntimeOptions};
+
+/// A bundle, one picture that is shown again and again or once, a configuration, and a socket.
+fn prepare(dir: &std::path::Path, query: &str) -> (String, UnixDatagram) {
+    tiny::write(dir);
+    let frames = dir.join("frames");
+    std::fs::create_dir(&frames).unwrap();
+    image::RgbImage::from_pixel(64, 48, image::Rgb([230, 20, 20]))
+        .save(frames.join("0.png"))
+        .unwrap();
+    let text = format!(
+        "state = {0:?}\nmodel = {0:?}\n[runtime]\nengine = \"tract\"\ncache = {0:?}\n[[camera]]\nid = \"yard\"\nsource = \"dir://{1}{query}\"\n",
+        dir,
+        frames.display(),
+    );
+    let socket = UnixDatagram::bind(dir.join("notify")).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    (text, socket)
+}
+
+fn hear(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).expect("a message within a minute");
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn a_service_says_ready_gives_signs_of_life_and_says_when_it_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, socket) = prepare(dir.path(), "?fps=20&loop");
+    let config = dir.path().join("samclipd.toml");
+    std::fs::write(&config, text).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_samclipd"))
+        .args(["run", "--config"])
+        .arg(&config)
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .env("WATCHDOG_USEC", "300000")
+        .env_remove("WATCHDOG_PID")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(hear(&socket), "STATUS=opening the model");
+    let ready = hear(&socket);
+    assert!(
+        ready.starts_with("READY=1\nSTATUS=") && ready.contains(" on "),
+        "{ready}"
+    );
+    assert_eq!([hear(&socket), hear(&socket)], ["WATCHDOG=1", "WATCHDOG=1"]);
+    assert!(
+        Command::new("kill")
+            .arg(child.id().to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let last = std::iter::repeat_with(|| hear(&socket)).find(|m| m != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1\nSTATUS=stopping"));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn while_an_engine_is_built_the_start_is_prolonged_and_not_yet_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, socket) = prepare(dir.path(), "");
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    let options = RuntimeOptions {
+        backend: Backend::Tract,
+        ..RuntimeOptions::default()
+    };
+    let notifier = Notifier::new(Some(dir.path().join("notify").into()), None);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    run_with(&config, &clock, &AtomicBool::new(false), &notifier, |progress| {
+        assert_eq!(hear(&socket), "STATUS=opening the model");
+        progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
+        assert_eq!(hear(&socket), "STATUS=building TensorRT engines in /cache/engines/x");
+        // The build goes on until more time was asked for.
+        assert_eq!(hear(&socket), "EXTEND_TIMEOUT_USEC=60000000");
+        Pipeline::open(dir.path(), &options)
+    })
+    .unwrap();
+    assert!(hear(&socket).starts_with("READY=1\n"));
+    assert_eq!(hear(&socket), "STOPPING=1\nSTATUS=stopping");
+}
