@@ -246,11 +246,13 @@ fn a_retained_command_is_refused_since_it_would_come_again_for_ever() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());
     let broker = broker();
-    let before = Peer::new("before", &broker);
+    let mut before = Peer::new("before", &broker);
     before
         .client
         .publish("samclip/yard/detect/set", QoS::AtLeastOnce, true, "OFF")
         .unwrap();
+    // The broker keeps it before the daemon subscribes.
+    before.until_is("samclip/yard/detect/set", "OFF");
     with_daemon(dir.path(), &broker, "", |peer| {
         peer.until_starts("samclip/yard/detect/error", "the command is retained");
         peer.until_is("samclip/yard/red", "1");

@@ -63,7 +63,8 @@ pub(super) fn all(results: &Results) -> Vec<Verdict> {
     };
     let (teacher, two, repeat, naive) = (of("untrained"), of("two-stage"), of("repeat"), of("naive"));
     let noise = |get: fn(&Figures) -> f64| get(&two) - get(&repeat);
-    let (understanding, boxes): (fn(&Figures) -> f64, fn(&Figures) -> f64) = (|f| f.understanding, |f| f.boxes);
+    let understanding = |f: &Figures| f.understanding;
+    let boxes = |f: &Figures| f.boxes;
     let mut verdicts = Vec::new();
 
     let (lost, kept) = (teacher.boxes - naive.boxes, two.boxes - naive.boxes);
