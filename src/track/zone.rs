@@ -3,6 +3,7 @@
 use super::tracker::Shape;
 use crate::vision::geometry::FrameSize;
 use crate::vision::mask::{BinaryMask, PixelBox};
+use crate::vision::polygon;
 
 /// Fewest and most corners.
 const CORNERS: (usize, usize) = (3, 256);
@@ -91,20 +92,7 @@ impl Zone {
             .map(|c| [c[0] * scale[0], c[1] * scale[1]])
             .collect();
         let mut inside = vec![false; size.pixels()];
-        for (y, row) in inside.chunks_exact_mut(size.width()).enumerate() {
-            let level = y as f32 + 0.5;
-            let edges = corners.iter().zip(corners.iter().cycle().skip(1));
-            let mut crossings: Vec<f32> = edges
-                .filter(|(a, b)| (a[1] <= level) != (b[1] <= level))
-                .map(|(a, b)| a[0] + (level - a[1]) / (b[1] - a[1]) * (b[0] - a[0]))
-                .collect();
-            crossings.sort_unstable_by(f32::total_cmp);
-            for pair in crossings.chunks_exact(2) {
-                // Columns whose centre x + 0.5 lies in [left, right).
-                let column = |x: f32| (x - 0.5).ceil().clamp(0.0, width) as usize;
-                row[column(pair[0])..column(pair[1]).max(column(pair[0]))].fill(true);
-            }
-        }
+        polygon::fill_even_odd(&[&corners], size.width(), &mut inside);
         let mask = BinaryMask::from_pixels(size, inside);
         ZoneOnFrame {
             bounds: mask.bounding_box(),

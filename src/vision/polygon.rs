@@ -1,4 +1,4 @@
-//! Masks → polygons: rings traced along pixel edges, then simplified.
+//! Masks → polygons: rings traced along pixel edges, then simplified; and back, by filling.
 //!
 //! Pixels are 4-connected: two that only touch at a corner belong to two rings. Outer rings run clockwise on the screen
 //! (y down), holes the other way round, so a renderer with the even-odd or the non-zero rule fills the same pixels.
@@ -146,28 +146,36 @@ fn distance(p: [i32; 2], a: [i32; 2], b: [i32; 2]) -> f64 {
 /// Fills rings (even-odd) into a mask; pixels count where their centre is inside.
 #[must_use]
 pub fn fill(rings: &[Ring], size: super::geometry::FrameSize) -> BinaryMask {
+    let corners = |ring: &Ring| ring.points.iter().map(|p| p.map(|v| v as f32)).collect();
+    let corners: Vec<Vec<[f32; 2]>> = rings.iter().map(corners).collect();
     let mut pixels = vec![false; size.pixels()];
-    for (y, row) in pixels.chunks_exact_mut(size.width()).enumerate() {
-        let centre = y as f64 + 0.5;
-        let mut crossings: Vec<f64> = Vec::new();
-        for ring in rings {
-            let next = ring.points.iter().cycle().skip(1);
-            for (a, b) in ring.points.iter().zip(next) {
-                let (ay, by) = (f64::from(a[1]), f64::from(b[1]));
-                if (ay > centre) != (by > centre) {
-                    let t = (centre - ay) / (by - ay);
-                    crossings.push(f64::from(a[0]) + t * f64::from(b[0] - a[0]));
-                }
-            }
-        }
-        crossings.sort_by(f64::total_cmp);
+    let rings: Vec<&[[f32; 2]]> = corners.iter().map(Vec::as_slice).collect();
+    fill_even_odd(&rings, size.width(), &mut pixels);
+    BinaryMask::from_pixels(size, pixels)
+}
+
+/// Sets the pixels of a `width` wide picture whose centres lie inside closed rings of corners `[x, y]`, all rings together by
+/// the even-odd rule; what lies outside the picture is cut off.
+pub fn fill_even_odd(rings: &[&[[f32; 2]]], width: usize, pixels: &mut [bool]) {
+    let mut crossings: Vec<f32> = Vec::new();
+    for (y, row) in pixels.chunks_exact_mut(width.max(1)).enumerate() {
+        let level = y as f32 + 0.5;
+        let edges = rings
+            .iter()
+            .flat_map(|ring| ring.iter().zip(ring.iter().cycle().skip(1)));
+        crossings.clear();
+        crossings.extend(
+            edges
+                .filter(|(a, b)| (a[1] <= level) != (b[1] <= level))
+                .map(|(a, b)| a[0] + (level - a[1]) / (b[1] - a[1]) * (b[0] - a[0])),
+        );
+        crossings.sort_unstable_by(f32::total_cmp);
         for pair in crossings.chunks_exact(2) {
-            for (x, p) in row.iter_mut().enumerate() {
-                *p |= (pair[0]..pair[1]).contains(&(x as f64 + 0.5));
-            }
+            // Columns whose centre x + 0.5 lies in [left, right).
+            let column = |x: f32| (x - 0.5).ceil().clamp(0.0, width as f32) as usize;
+            row[column(pair[0])..column(pair[1])].fill(true);
         }
     }
-    BinaryMask::from_pixels(size, pixels)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::ClassNames;
 use crate::vision::geometry::FrameSize;
-use crate::vision::rle;
+use crate::vision::{polygon, rle};
 
 /// The outline of one thing.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -65,7 +65,7 @@ impl Outline {
                             ring.len()
                         ));
                     }
-                    fill(ring, width, height, &mut pixels);
+                    polygon::fill_even_odd(&[ring.as_chunks().0], width, &mut pixels);
                 }
                 Ok(pixels)
             }
@@ -89,28 +89,6 @@ impl Outline {
                 }
                 Ok(pixels)
             }
-        }
-    }
-}
-
-/// Sets the pixels whose centre is inside a closed ring.
-fn fill(ring: &[f32], width: usize, height: usize, pixels: &mut [bool]) {
-    let points: Vec<(f32, f32)> = ring.chunks_exact(2).map(|p| (p[0], p[1])).collect();
-    let mut crossings = Vec::new();
-    for (y, row) in pixels.chunks_exact_mut(width.max(1)).enumerate().take(height) {
-        let centre = y as f32 + 0.5;
-        crossings.clear();
-        for (i, &(x1, y1)) in points.iter().enumerate() {
-            let (x2, y2) = points[(i + 1) % points.len()];
-            if (y1 <= centre) != (y2 <= centre) {
-                crossings.push(x1 + (centre - y1) / (y2 - y1) * (x2 - x1));
-            }
-        }
-        crossings.sort_by(f32::total_cmp);
-        for pair in crossings.chunks_exact(2) {
-            // the first centre at or right of the left crossing
-            let column = |x: f32| ((x - 0.5).ceil().max(0.0) as usize).min(width);
-            row[column(pair[0])..column(pair[1])].fill(true);
         }
     }
 }
