@@ -228,6 +228,11 @@ pub fn logit(p: f32) -> f32 {
 }
 
 impl ScoreMap {
+    /// Cuts every query at another threshold, in (0, 1); scores do not depend on it.
+    pub fn cut_at(&mut self, threshold: f32) {
+        self.thresholds.fill(threshold);
+    }
+
     /// Number of queries.
     #[must_use]
     pub fn queries(&self) -> usize {

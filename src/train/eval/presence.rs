@@ -25,7 +25,7 @@ use crate::train::dataset::{Dataset, Split};
 use crate::vision::features::Features;
 use crate::vision::geometry::Letterbox;
 use crate::vision::preprocess::Preprocessor;
-use crate::vision::query::{PromptRules, Queries, score};
+use crate::vision::query::{PromptRules, Queries, ScoreMap, score};
 use crate::vision::refine::{RefineRules, RefinedMask, refine};
 use asked::{Asked, Subject};
 
@@ -204,14 +204,20 @@ pub fn presence(
             features: &features,
             letterbox,
         };
+        let (mut together, mut alone) = (photo.score(asked.together())?, photo.score(asked.alone())?);
         for row in &mut presence.rows {
-            for (published, lists) in [(&mut row.together, asked.together()), (&mut row.alone, asked.alone())] {
-                photo.ask(row.threshold, &lists, published)?;
-            }
+            photo.ask(row.threshold, &mut together, &mut row.together)?;
+            photo.ask(row.threshold, &mut alone, &mut row.alone)?;
         }
         presence.photos += 1;
     }
     Ok(presence)
+}
+
+/// Names that are asked at the same time, with their scores.
+struct Scored<'s> {
+    list: Vec<&'s Subject>,
+    scores: ScoreMap,
 }
 
 /// One encoded photo.
@@ -224,14 +230,23 @@ struct Photo<'a> {
 }
 
 impl Photo<'_> {
-    /// Asks each list on its own at one threshold and counts what is published.
-    fn ask(&mut self, threshold: f32, lists: &[Vec<&Subject>], counts: &mut Published) -> Result<(), EvalError> {
+    /// Scores of each list, asked on its own.
+    fn score<'s>(&self, lists: Vec<Vec<&'s Subject>>) -> Result<Vec<Scored<'s>>, EvalError> {
+        let scored = lists.into_iter().map(|list| {
+            let names: Vec<&str> = list.iter().map(|s| s.name.as_str()).collect();
+            let queries = self.queries(&names)?;
+            let scores = score(self.features, &queries, self.manifest, self.letterbox)?;
+            Ok(Scored { list, scores })
+        });
+        scored.collect()
+    }
+
+    /// Cuts each list at one threshold and counts what is published.
+    fn ask(&mut self, threshold: f32, lists: &mut [Scored], counts: &mut Published) -> Result<(), EvalError> {
         let (side, points) = (self.manifest.encoder.low_res_side(), self.manifest.decoder.points);
         let (mut prompts, mut ends) = (Vec::new(), Vec::new());
-        for list in lists {
-            let names: Vec<&str> = list.iter().map(|s| s.name.as_str()).collect();
-            let queries = self.queries(&names, threshold)?;
-            let scores = score(self.features, &queries, self.manifest, self.letterbox)?;
+        for Scored { scores, .. } in lists.iter_mut() {
+            scores.cut_at(threshold);
             prompts.extend(scores.prompts(&PromptRules::default(), side, points));
             ends.push(prompts.len());
         }
@@ -242,7 +257,7 @@ impl Photo<'_> {
             ..RefineRules::default()
         };
         let mut start = 0;
-        for (list, end) in lists.iter().zip(ends) {
+        for (Scored { list, .. }, end) in lists.iter().zip(ends) {
             let mut masks = refine(&prompts[start..end], &decoded[start..end], &self.letterbox, &rules);
             masks.retain(|m| m.mask.area() >= MIN_AREA);
             start = end;
@@ -255,8 +270,9 @@ impl Photo<'_> {
     }
 
     /// The names as queries, against the background prompts that are not among them; all of those if none is left.
-    fn queries(&self, names: &[&str], threshold: f32) -> Result<Queries, EvalError> {
-        let asked: Vec<_> = names.iter().map(|n| (self.words.get(n).to_vec(), threshold)).collect();
+    fn queries(&self, names: &[&str]) -> Result<Queries, EvalError> {
+        let own = self.manifest.calibration.threshold;
+        let asked: Vec<_> = names.iter().map(|n| (self.words.get(n).to_vec(), own)).collect();
         let against = competitors(self.manifest, names);
         let against: Vec<_> = against.iter().map(|b| self.words.get(b).to_vec()).collect();
         Ok(Queries::new(self.manifest.encoder.embed_dim, &asked, &against)?)
