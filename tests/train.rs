@@ -25,6 +25,17 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Arguments of one stage of a recipe on drawn scenes, kept in the folder `out`.
+fn on_scenes<'a>(stage: &'a str, recipe: &'a Path, out: &'a Path) -> [&'a str; 5] {
+    [
+        stage,
+        "--recipe",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ]
+}
+
 /// The shipped recipe, shrunk until it runs in seconds.
 fn tiny_recipe(folder: &Path) -> PathBuf {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
@@ -65,13 +76,7 @@ fn the_last_stage_takes_masks_of_a_sam_teacher_that_saw_another_size() {
     let mut recipe = Recipe::read(&path).unwrap();
     recipe.losses.labelled = 0.0;
     std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
-    let output = train(&[
-        "adapt",
-        "--recipe",
-        path.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ]);
+    let output = train(&on_scenes("adapt", &path, &out));
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(out.join("adapt.safetensors").is_file());
 }
@@ -80,13 +85,7 @@ fn the_last_stage_takes_masks_of_a_sam_teacher_that_saw_another_size() {
 fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
     let folder = tempfile::tempdir().unwrap();
     let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
-    let arguments = [
-        "run",
-        "--recipe",
-        recipe.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
+    let arguments = on_scenes("run", &recipe, &out);
     let output = train(&arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let again = train(&arguments);
@@ -169,13 +168,7 @@ fn separate_batches_of_several_sizes_train_what_the_paper_trains() {
         sam_batch: 0,
     });
     std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
-    let arguments = [
-        "adapt",
-        "--recipe",
-        path.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
+    let arguments = on_scenes("adapt", &path, &out);
     let output = train(&arguments);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("kept of SAM"), "{}", text(&output.stderr));
@@ -310,20 +303,8 @@ fn a_run_is_measured_beside_its_teachers(recipe: &str, run: &Path, folder: &Path
 fn a_full_disk_ends_the_run_with_one_error_and_the_run_goes_on_once_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
-    let arguments = [
-        "distill",
-        "--recipe",
-        recipe.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    let teachers = [
-        "teachers",
-        "--recipe",
-        recipe.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
+    let arguments = on_scenes("distill", &recipe, &out);
+    let teachers = on_scenes("teachers", &recipe, &out);
     assert!(train(&teachers).status.success());
     let kept = std::fs::read(out.join("sam_teacher.safetensors")).unwrap();
 
@@ -359,13 +340,7 @@ fn a_recipe_with_an_unknown_key_names_it() {
     let path = tiny_recipe(folder.path());
     let recipe = std::fs::read_to_string(&path).unwrap().replace("merges = ", "merge = ");
     std::fs::write(&path, recipe).unwrap();
-    let output = train(&[
-        "run",
-        "--recipe",
-        path.to_str().unwrap(),
-        "--out",
-        folder.path().to_str().unwrap(),
-    ]);
+    let output = train(&on_scenes("run", &path, folder.path()));
     let message = text(&output.stderr);
     assert!(
         !output.status.success() && message.contains("unknown field `merge`"),
@@ -466,13 +441,7 @@ mod several_processes {
     }
 
     fn run_alone(stage: &str, recipe: &Path, out: &Path) {
-        let arguments = [
-            stage,
-            "--recipe",
-            recipe.to_str().unwrap(),
-            "--out",
-            out.to_str().unwrap(),
-        ];
+        let arguments = on_scenes(stage, recipe, out);
         let output = train(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mosquitto::{Mosquitto, PATIENCE, Watcher, free_port, spawn};
+use mosquitto::{Mosquitto, PATIENCE, Watcher, free_port, publish, spawn};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use samclip::message::topic::Topics;
 use samclip::publish::link::{TlsTexts, Version};
@@ -135,22 +135,7 @@ fn commands_come_in_and_a_flood_of_them_is_bounded() {
         let publisher = Publisher::start(settings).unwrap();
         assert!(publisher.wait_connected(PATIENCE));
         let send = |topic: &str, body: &str, more: &[&str]| {
-            let mut command = Command::new("mosquitto_pub");
-            command
-                .args([
-                    "-h",
-                    "127.0.0.1",
-                    "-p",
-                    &port.to_string(),
-                    "-q",
-                    "1",
-                    "-t",
-                    topic,
-                    "-m",
-                    body,
-                ])
-                .args(more);
-            assert!(spawn(&mut command).wait().unwrap().success());
+            publish(port, topic, body, &[&["-q", "1"], more].concat());
         };
         // The subscription is on its way when the connection is there.
         let mut got = Vec::new();

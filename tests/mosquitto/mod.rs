@@ -84,6 +84,15 @@ impl Drop for Mosquitto {
     }
 }
 
+/// Publishes with `mosquitto_pub`, with further arguments of it, and waits until that is done.
+pub fn publish(port: u16, topic: &str, body: &str, more: &[&str]) {
+    let mut command = Command::new("mosquitto_pub");
+    command
+        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "-t", topic, "-m", body])
+        .args(more);
+    assert!(spawn(&mut command).wait().unwrap().success());
+}
+
 /// `mosquitto_sub` on everything below `samclip/`.
 pub struct Watcher {
     child: Child,
@@ -130,18 +139,7 @@ impl Watcher {
         let watcher = Self::start(port);
         let start = Instant::now();
         loop {
-            let mut command = Command::new("mosquitto_pub");
-            command.args([
-                "-h",
-                "127.0.0.1",
-                "-p",
-                &port.to_string(),
-                "-t",
-                "samclip/probe",
-                "-m",
-                "x",
-            ]);
-            assert!(spawn(&mut command).wait().unwrap().success());
+            publish(port, "samclip/probe", "x", &[]);
             match watcher.lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) if line.starts_with("samclip/probe") => return watcher,
                 _ => assert!(start.elapsed() < PATIENCE, "the broker passes nothing on"),
