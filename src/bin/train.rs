@@ -329,14 +329,7 @@ fn import(arguments: &ImportArguments) -> Result<()> {
 
 fn synth(arguments: &SynthArguments) -> Result<()> {
     let out = &arguments.out;
-    let file = std::fs::File::create(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let writer = std::io::BufWriter::new(file);
-    samclip::train::synth::shard::write(writer, arguments.seed, 0, arguments.count, arguments.side)?;
-    let names = samclip::train::synth::names();
-    let table: BTreeMap<usize, &str> = names.iter().enumerate().collect();
-    let classes = out.with_file_name("classes.json");
-    std::fs::write(&classes, serde_json::to_vec_pretty(&table)?)
-        .with_context(|| format!("cannot write {}", classes.display()))?;
+    let classes = samclip::train::synth::shard::write_files(out, arguments.seed, arguments.count, arguments.side)?;
     println!(
         "{} scenes in {}, names in {}",
         arguments.count,

@@ -96,15 +96,14 @@ pub fn probe(
     folder: &RunFolder,
 ) -> Result<Weights, SessionError> {
     let rate = |name: &str| f32::from(u8::from(name.starts_with("clip_head.")));
-    let mut session = folder.session(recipe, StageName::Probe, initial)?;
+    let session = folder.session(recipe, StageName::Probe, initial)?;
     let step = Steps {
         stage: &recipe.probe,
         number: PROBE,
         masks: MASK_PROMPTS,
         own_points: false,
     };
-    run(&mut session, &step, recipe, feed, teachers, &rate)?;
-    Ok(session.weights)
+    run(session, &step, recipe, feed, teachers, &rate)
 }
 
 /// Stage 2: backbone, CLIP head and SAM head; the prompt encoder stays frozen, the text tower too unless
@@ -128,15 +127,14 @@ pub fn distill(
         _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => slow,
         _ => 0.0,
     };
-    let mut session = folder.session(recipe, StageName::Distill, initial)?;
+    let session = folder.session(recipe, StageName::Distill, initial)?;
     let step = Steps {
         stage: &recipe.distill,
         number: DISTILL,
         masks: MASK_PROMPTS,
         own_points: false,
     };
-    run(&mut session, &step, recipe, feed, teachers, &rate)?;
-    Ok(session.weights)
+    run(session, &step, recipe, feed, teachers, &rate)
 }
 
 /// Stage 3: the heads at the bundle's size, if the recipe has that stage; the position tables are resized first.
@@ -161,7 +159,7 @@ pub fn adapt(
         _ if name.starts_with("image_encoder.") => adapt.backbone_rate,
         _ => 0.0,
     };
-    let mut session = folder.session(recipe, StageName::Adapt, || {
+    let session = folder.session(recipe, StageName::Adapt, || {
         resize::positions(&distilled, &recipe.sam, &adapted.sam)
     })?;
     let step = Steps {
@@ -170,8 +168,7 @@ pub fn adapt(
         masks: adapt.own_prompts,
         own_points: true,
     };
-    run(&mut session, &step, &adapted, feed, teachers, &rate)?;
-    Ok(session.weights)
+    run(session, &step, &adapted, feed, teachers, &rate)
 }
 
 /// What a stage's steps are made of.
@@ -185,14 +182,15 @@ struct Steps<'a> {
     own_points: bool,
 }
 
+/// Runs a stage from where its session stands; returns the weights it ends with.
 fn run(
-    session: &mut Session,
+    mut session: Session,
     steps: &Steps,
     recipe: &Recipe,
     feed: &Feed,
     teachers: &mut Teachers,
     rate: &dyn Fn(&str) -> f32,
-) -> Result<(), SessionError> {
+) -> Result<Weights, SessionError> {
     let &Steps { stage, number, .. } = steps;
     let sam_teacher = (recipe.losses.labelled < 1.0).then(|| teachers.sam_at(&recipe.sam));
     let per_process = stage.accumulate;
@@ -222,7 +220,8 @@ fn run(
     }
     session.run(stage, &recipe.optimizer, rate, batch, |graph, micro: MicroBatch| {
         micro.loss(graph, recipe, teachers, sam_teacher.as_ref())
-    })
+    })?;
+    Ok(session.weights)
 }
 
 /// Added to a stage's number for the random stream of the sizes.

@@ -8,7 +8,9 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::train::dataset::augment::{Augmentation, Fit, Normalisation, View, around_a_thing, augment, augment_region};
+use crate::train::dataset::augment::{
+    Augmentation, Fit, Normalisation, View, around_a_thing, augment, augment_region, bounds,
+};
 use crate::train::dataset::names::{FASHION, canonical, overlap, spoken, whole_of, whole_person};
 use crate::train::dataset::paste::{cut, paste};
 use crate::train::dataset::{ClassNames, Sample};
@@ -133,7 +135,10 @@ impl Feed {
             .get(from)
             .ok()
             .and_then(|from| cut(&from, dataset.names(), &mut rng));
-        figure.map_or_else(|| sample.clone(), |figure| paste(&figure, &sample, &mut rng))
+        match figure {
+            Some(figure) => paste(&figure, &sample, &mut rng),
+            None => sample,
+        }
     }
 
     fn plain_sample(&self, step: u64, slot: usize, batch: usize, unlabelled: f64, rng: &mut ChaCha8Rng) -> Sample {
@@ -187,9 +192,8 @@ impl Feed {
             None => augment(sample, side, &ranges, &NORMALISATION, rng),
         };
         Item {
-            names: self.pixel_names(sample, &view),
-            view,
             text,
+            ..self.viewed(sample, view)
         }
     }
 
@@ -356,10 +360,7 @@ impl PromptBatch {
         for region in regions {
             let side = item.view.side;
             let ([left, top], [right, bottom]) = region.bounds(side);
-            let mut coords = vec![left, top, right, bottom];
-            coords.resize(2 * n, 0.0);
-            let mut labels = vec![2.0, 3.0];
-            labels.resize(n, -1.0);
+            let (coords, labels) = box_prompt([left, top, right, bottom], n);
             self.coords.extend(coords);
             self.labels.extend(labels);
             self.target.extend(shrink(|i| region.contains(item, i), side, low));
@@ -411,15 +412,8 @@ impl Region {
 
     /// Corners `[x, y]` of the bounding box in a view of `side` pixels.
     fn bounds(&self, side: usize) -> ([f32; 2], [f32; 2]) {
-        let (mut low, mut high) = ([side as f32; 2], [0.0_f32; 2]);
-        for &pixel in &self.pixels {
-            let at = [(pixel as usize % side) as f32, (pixel as usize / side) as f32];
-            for axis in 0..2 {
-                low[axis] = low[axis].min(at[axis]);
-                high[axis] = high[axis].max(at[axis] + 1.0);
-            }
-        }
-        (low, high)
+        let (low, high) = bounds(self.pixels.iter().map(|&pixel| pixel as usize), side);
+        (low.map(|v| v as f32), high.map(|v| v as f32))
     }
 
     /// One to `min(3, n)` points inside.
@@ -447,15 +441,17 @@ impl Region {
             (value + rng.random_range(-reach..reach)).clamp(0.0, side as f32)
         };
         let extent = [high[0] - low[0], high[1] - low[1]];
-        let corners: Vec<f32> = [(low[0], 0), (low[1], 1), (high[0], 0), (high[1], 1)]
-            .map(|(v, axis)| jitter(v, extent[axis]))
-            .into();
-        let mut coords = corners;
-        coords.resize(2 * n, 0.0);
-        let mut labels = vec![2.0, 3.0];
-        labels.resize(n, -1.0);
-        (coords, labels)
+        let corners = [(low[0], 0), (low[1], 1), (high[0], 0), (high[1], 1)].map(|(v, axis)| jitter(v, extent[axis]));
+        box_prompt(corners, n)
     }
+}
+
+/// Points and labels of a box prompt (left, top, right, bottom) with `n` slots, at least 2.
+fn box_prompt(corners: [f32; 4], n: usize) -> (Vec<f32>, Vec<f32>) {
+    let (mut coords, mut labels) = (corners.to_vec(), vec![2.0, 3.0]);
+    coords.resize(2 * n, 0.0);
+    labels.resize(n, -1.0);
+    (coords, labels)
 }
 
 /// Named parts (all pixels of a name) and segments of at least 0.2 % of the view.

@@ -9,7 +9,7 @@ use rand::RngExt;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::{Graph, TokenBatch};
 use crate::train::dataset::Sample;
-use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, view};
+use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, bounds, view};
 use crate::train::dataset::names::canonical;
 use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, in_other_words, in_template};
 use crate::train::initial;
@@ -153,11 +153,7 @@ fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng)
         return None;
     }
     let (name, pixels) = parts.swap_remove(rng.random_range(0..parts.len()));
-    let (mut x0, mut y0, mut x1, mut y1) = (width, height, 0, 0);
-    for p in pixels {
-        (x0, x1) = (x0.min(p % width), x1.max(p % width + 1));
-        (y0, y1) = (y0.min(p / width), y1.max(p / width + 1));
-    }
+    let ([x0, y0], [x1, y1]) = bounds(pixels, width);
     let margin = rng.random_range(0.0..0.15);
     let (w, h) = ((x1 - x0) as f32, (y1 - y0) as f32);
     let x = (x0 as f32 - margin * w).max(0.0);

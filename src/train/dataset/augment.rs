@@ -242,6 +242,19 @@ fn draw_region(photo: &Photo, ranges: &Augmentation, rng: &mut impl Rng) -> Regi
     }
 }
 
+/// The smallest box around `pixels`, row-major indices into a `width` wide picture: corners `[x, y]`, the second one
+/// exclusive. No pixels give a box that holds nothing.
+pub(in crate::train) fn bounds(pixels: impl IntoIterator<Item = usize>, width: usize) -> ([usize; 2], [usize; 2]) {
+    let (mut low, mut high) = ([usize::MAX; 2], [0; 2]);
+    for pixel in pixels {
+        for (axis, value) in [pixel % width, pixel / width].into_iter().enumerate() {
+            low[axis] = low[axis].min(value);
+            high[axis] = high[axis].max(value + 1);
+        }
+    }
+    (low, high)
+}
+
 /// Least side of a crop around a thing, in pixels of the photo: below, the photo holds no more detail.
 const LEAST_SIDE: f32 = 28.8;
 
@@ -263,13 +276,8 @@ pub fn around_a_thing(sample: &Sample, flip: f64, rng: &mut impl Rng) -> Option<
         return None;
     }
     let id = present[rng.random_range(0..present.len())];
-    let (mut low, mut high) = ([f32::MAX; 2], [0.0_f32; 2]);
-    for at in (0..ids.len()).filter(|&i| ids[i] == id) {
-        for (axis, value) in [at % width, at / width].into_iter().enumerate() {
-            low[axis] = low[axis].min(value as f32);
-            high[axis] = high[axis].max(value as f32 + 1.0);
-        }
-    }
+    let (low, high) = bounds((0..ids.len()).filter(|&i| ids[i] == id), width);
+    let [low, high] = [low, high].map(|corner| corner.map(|v| v as f32));
     let zoom = rng.random_range(0.35_f32.ln()..1.5_f32.ln()).exp();
     let thing = [high[0] - low[0], high[1] - low[1]];
     let least = (0.6 * thing[0].max(thing[1]) * zoom).max(LEAST_SIDE);

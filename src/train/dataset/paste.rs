@@ -6,7 +6,7 @@
 
 use rand::{Rng, RngExt as _};
 
-use super::augment::{Region, resize};
+use super::augment::{Region, bounds, resize};
 use super::names::{canonical, whole_person};
 use super::{ClassMask, ClassNames, Photo, Sample};
 
@@ -66,13 +66,8 @@ pub fn cut(sample: &Sample, names: &ClassNames, rng: &mut impl Rng) -> Option<Fi
         return None;
     }
     let (class, name) = large[rng.random_range(0..large.len())];
-    let (mut low, mut high) = ([usize::MAX; 2], [0; 2]);
-    for at in (0..mask.classes.len()).filter(|&i| mask.classes[i] == class) {
-        for (axis, value) in [at % mask.width, at / mask.width].into_iter().enumerate() {
-            low[axis] = low[axis].min(value);
-            high[axis] = high[axis].max(value + 1);
-        }
-    }
+    let own = (0..mask.classes.len()).filter(|&i| mask.classes[i] == class);
+    let (low, high) = bounds(own, mask.width);
     let (width, height) = (high[0] - low[0], high[1] - low[1]);
     let (mut rgb, mut outline) = (Vec::new(), Vec::new());
     for y in low[1]..high[1] {

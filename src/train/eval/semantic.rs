@@ -260,7 +260,23 @@ pub fn semantic(
     let (bundle, engine) = (&model.bundle, &mut model.engine);
     let tokenizer = tokenizer(bundle)?;
     let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &classes)?;
-    let mut measurement = Measurement::new(&bundle.manifest, queries, &classes);
+    semantic_by(queries, &classes, model, dataset, part, limit)
+}
+
+/// As [`semantic`], with `queries` for `classes` as [`queries`] makes them.
+///
+/// # Errors
+/// As [`semantic`].
+pub(super) fn semantic_by(
+    queries: Queries,
+    classes: &[String],
+    model: &mut Segmenter,
+    dataset: &Dataset,
+    part: Option<Split>,
+    limit: usize,
+) -> Result<Semantic, EvalError> {
+    let (bundle, engine) = (&model.bundle, &mut model.engine);
+    let mut measurement = Measurement::new(&bundle.manifest, queries, classes);
     let with_mask = chosen(dataset, part).filter(|&i| dataset.samples()[i].mask.is_some());
     for index in with_mask.take(limit) {
         measurement.photo(engine, &dataset.get(index)?, dataset.names())?;

@@ -1,10 +1,13 @@
 //! Drawn scenes as a WebDataset tar, the form that photos come in.
 
-use std::io::{Cursor, Write};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Cursor, Write};
+use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
 
-use super::draw;
+use super::{draw, names};
 
 /// Why a shard could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,14 @@ pub enum ShardError {
     /// The tar cannot be written.
     #[error("shard: {0}")]
     Io(#[from] std::io::Error),
+    /// A file cannot be written.
+    #[error("cannot write {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
     /// A picture cannot be encoded.
     #[error("scene {key}: {source}")]
     Picture {
@@ -58,6 +69,26 @@ pub fn write(out: impl Write, seed: u64, first: u64, count: u64, side: usize) ->
         }
     }
     Ok(tar.finish()?)
+}
+
+/// Writes scenes `0..count` of `seed` to the tar `path`, and the table of their names to `classes.json` beside it, whose path
+/// is returned.
+///
+/// # Errors
+/// [`ShardError`] if either cannot be written.
+pub fn write_files(path: &Path, seed: u64, count: u64, side: usize) -> Result<PathBuf, ShardError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ShardError::File { path, source }
+    };
+    let file = File::create(path).map_err(failed(path))?;
+    write(BufWriter::new(file), seed, 0, count, side)?;
+    let names = names();
+    let table: BTreeMap<usize, &str> = names.iter().enumerate().collect();
+    let json = serde_json::to_vec_pretty(&table).expect("a table of names is JSON");
+    let classes = path.with_file_name("classes.json");
+    std::fs::write(&classes, json).map_err(failed(&classes))?;
+    Ok(classes)
 }
 
 fn append(tar: &mut tar::Builder<impl Write>, name: &str, bytes: &[u8]) -> Result<(), std::io::Error> {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::super::instance::instances;
 use super::super::presence::Share;
 use super::super::segmenter::Segmenter;
-use super::super::semantic::{Measurement, classes_of};
+use super::super::semantic::{classes_of, semantic_by};
 use super::super::wording::competitors;
 use super::super::zero_shot::{classify, label, retrieve};
 use super::super::{EvalError, ImageText};
@@ -184,15 +184,8 @@ fn segmentation(model: &mut Segmenter, data: &Data) -> Result<[f64; 3], EvalErro
     let mut remembering = Remembering { model, words };
     let asked: Vec<_> = remembering.names(&classes)?.into_iter().map(|e| (e, 0.5)).collect();
     let queries = Queries::new(manifest.encoder.embed_dim, &asked, &remembering.names(&against)?)?;
-    let mut measurement = Measurement::new(&manifest, queries, &classes);
-    let labelled = dataset.indices(Split::Validation).into_iter();
-    for index in labelled
-        .filter(|&i| dataset.samples()[i].mask.is_some())
-        .take(data.limit)
-    {
-        measurement.photo(&mut model.engine, &dataset.get(index)?, dataset.names())?;
-    }
-    Ok(measurement.finish(&model.engine.provider).means())
+    let found = semantic_by(queries, &classes, model, dataset, Some(Split::Validation), data.limit)?;
+    Ok(found.means())
 }
 
 fn boxes(model: &mut Segmenter, data: &Data) -> Result<f64, EvalError> {

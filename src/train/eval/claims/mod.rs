@@ -77,7 +77,7 @@ pub fn run(options: &Options) -> Result<PathBuf> {
         "{}: a study needs [teach_sam], [teach_clip] and distill.separate",
         options.recipe.display()
     );
-    std::fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
+    made(&options.out)?;
     let mut sources = vec![scenes(options, &recipe)?];
     if !options.data.is_empty() {
         sources.push(Source {
@@ -94,16 +94,8 @@ pub fn run(options: &Options) -> Result<PathBuf> {
 
 /// The drawn scenes as a data set with a split of its own.
 fn scenes(options: &Options, recipe: &Recipe) -> Result<Source> {
-    let folder = options.out.join("drawn");
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let tar = folder.join("scenes.tar");
-    let file = std::fs::File::create(&tar).with_context(|| format!("cannot create {}", tar.display()))?;
-    let out = std::io::BufWriter::new(file);
-    synth::shard::write(out, recipe.seed, 0, options.scenes, recipe.sam.image_size)?;
-    let names = synth::names();
-    let table: std::collections::BTreeMap<usize, &str> = names.iter().enumerate().collect();
-    let path = folder.join("classes.json");
-    std::fs::write(&path, serde_json::to_vec(&table)?).with_context(|| format!("cannot write {}", path.display()))?;
+    let tar = made(&options.out.join("drawn"))?.join("scenes.tar");
+    synth::shard::write_files(&tar, recipe.seed, options.scenes, recipe.sam.image_size)?;
     let dataset = Arc::new(open_data(&[tar.display().to_string()], None)?);
     Ok(Source { name: "drawn", dataset })
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
 use super::super::wise_ft::interpolate;
 use super::figures::{Data, Figures, measure, measure_ends};
+use crate::contract::sha256_hex;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::dataset::Dataset;
 use crate::train::distill::{self, Teachers};
@@ -211,13 +211,11 @@ fn remembered(
     data: &Data,
     measure: impl FnOnce() -> Result<Figures>,
 ) -> Result<Figures> {
-    let mut hash = Sha256::new();
-    for (name, values) in weights {
-        hash.update(name);
-        values.data.iter().for_each(|v| hash.update(v.to_le_bytes()));
-    }
-    let hash: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let key = format!("{hash}, {} samples", data.limit);
+    let bytes = weights.iter().flat_map(|(name, values)| {
+        let values = values.data.iter().flat_map(|v| v.to_le_bytes());
+        name.bytes().chain(values)
+    });
+    let key = format!("{}, {} samples", sha256_hex(&bytes.collect::<Vec<u8>>()), data.limit);
     let known = std::fs::read(path).ok();
     let known = known.and_then(|bytes| serde_json::from_slice::<(String, Figures)>(&bytes).ok());
     if let Some((_, figures)) = known.filter(|(found, _)| *found == key) {
