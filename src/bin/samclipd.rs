@@ -13,6 +13,7 @@ use samclip::daemon::config::{Config, DEFAULT_PATH as DEFAULT_CONFIG, Engine, Pr
 use samclip::daemon::demo::{DemoOptions, demo};
 use samclip::daemon::directories::cache_dir;
 use samclip::daemon::doctor::{DoctorOptions, doctor};
+use samclip::daemon::install::{DEFAULT_KEY, InstallOptions, Version, default_store, install, list, roll_back};
 use samclip::daemon::models::{DEFAULT_MODEL, NoModel, find_model};
 use samclip::daemon::pipeline::{Pipeline, QuerySpec};
 use samclip::daemon::prepare::{PrepareOptions, prepare};
@@ -125,6 +126,9 @@ enum Command {
         #[arg(long, value_name = "PICTURE", num_args = 1..)]
         without: Vec<PathBuf>,
     },
+    /// Install model bundles, list them, go back to the version before.
+    #[command(subcommand)]
+    Model(ModelCommand),
     /// Check a configuration file and say what is wrong with it.
     CheckConfig {
         /// Configuration file.
@@ -136,11 +140,62 @@ enum Command {
     Cameras,
 }
 
+#[derive(Subcommand)]
+enum ModelCommand {
+    /// Verify a bundle, try it, and make it the version in use; the version before is kept.
+    #[command(after_help = SEARCH)]
+    Install {
+        /// A bundle's directory, a .tar or .tar.gz of one, or the address of such a file.
+        #[arg(value_name = "DIR|FILE|URL")]
+        source: String,
+        /// Public key (minisign) that must have signed the bundle's manifest [default: /etc/samclip/model.pub if it is there].
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        #[command(flatten)]
+        store: StoreArgs,
+        #[command(flatten)]
+        runtime: RuntimeArgs,
+    },
+    /// List the installed versions.
+    List {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Make the version before the one in use again.
+    Rollback {
+        /// The model's name.
+        name: String,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+}
+
+#[derive(Args)]
+struct StoreArgs {
+    /// Directory of the installed models [default: /var/lib/samclip/models, or samclip/models in the user's state directory].
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    fn dir(self) -> anyhow::Result<PathBuf> {
+        self.store
+            .or_else(default_store)
+            .context("neither /var/lib/samclip nor HOME is there; name a directory with --store")
+    }
+}
+
 #[derive(Args)]
 struct ModelArgs {
     /// Model bundle: a directory with manifest.toml.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+#[derive(Args)]
+struct RuntimeArgs {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     runtime: Engine,
@@ -168,12 +223,25 @@ impl ModelArgs {
 
     /// Whether the model or what runs it is named, so that no configuration is meant.
     fn says_how(&self) -> bool {
-        self.model.is_some()
-            || self.precision.is_some()
-            || self.runtime != Engine::Auto
-            || self.provider != Provider::Auto
+        let RuntimeArgs {
+            runtime,
+            provider,
+            precision,
+            ..
+        } = &self.runtime;
+        self.model.is_some() || precision.is_some() || *runtime != Engine::Auto || *provider != Provider::Auto
     }
 
+    fn open(&self) -> anyhow::Result<Pipeline> {
+        Ok(Pipeline::open_watched(
+            &self.bundle()?,
+            &self.runtime.options(),
+            &OnTerminal,
+        )?)
+    }
+}
+
+impl RuntimeArgs {
     fn options(&self) -> RuntimeOptions {
         RuntimeOptions {
             backend: backend(self.runtime),
@@ -183,10 +251,6 @@ impl ModelArgs {
             precision: self.precision.clone(),
             cache: cache_dir(self.cache_dir.as_deref()),
         }
-    }
-
-    fn open(&self) -> anyhow::Result<Pipeline> {
-        Ok(Pipeline::open_watched(&self.bundle()?, &self.options(), &OnTerminal)?)
     }
 }
 
@@ -226,7 +290,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "samclipd: {error:#}");
+            let _ = writeln!(std::io::stderr(), "samclipd: {}", with_causes(&error));
             if error.is::<BadConfig>() {
                 ExitCode::from(EX_CONFIG)
             } else {
@@ -234,6 +298,18 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// An error and its causes, each said once: many errors name their cause themselves.
+fn with_causes(error: &anyhow::Error) -> String {
+    let causes = error.chain().skip(1).map(ToString::to_string);
+    causes.fold(error.to_string(), |said, cause| {
+        if said.contains(&cause) {
+            said
+        } else {
+            format!("{said}: {cause}")
+        }
+    })
 }
 
 /// Whether the answer is yes; all commands but `doctor` say so by not failing.
@@ -290,7 +366,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 Some(path) => {
                     let config = read_config(&path)?;
                     let mut runtime = runtime_options(&config);
-                    runtime.cache = model.cache_dir.or(runtime.cache);
+                    runtime.cache = model.runtime.cache_dir.or(runtime.cache);
                     PrepareOptions {
                         queries: query_specs(&config.queries),
                         background: config.background,
@@ -300,7 +376,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 }
                 None => PrepareOptions {
                     model: model.bundle()?,
-                    runtime: model.options(),
+                    runtime: model.runtime.options(),
                     queries: queries.iter().map(|q| QuerySpec::from_text(q)).collect(),
                     background: None,
                 },
@@ -325,6 +401,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             };
             tune(&mut model.open()?, &options, &mut table)?;
         }
+        Command::Model(command) => models(command, &mut table)?,
         Command::CheckConfig { config: path } => {
             let config = read_config(&path)?;
             let (cameras, queries) = (config.cameras.len(), config.queries.len());
@@ -334,6 +411,47 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Cameras => list_cameras(&mut table)?,
     }
     Ok(true)
+}
+
+fn models(command: ModelCommand, table: &mut dyn Write) -> anyhow::Result<()> {
+    match command {
+        ModelCommand::Install {
+            source,
+            key,
+            store,
+            runtime,
+        } => {
+            let trusted = || Some(PathBuf::from(DEFAULT_KEY)).filter(|path| path.exists());
+            let options = InstallOptions {
+                source,
+                store: store.dir()?,
+                key: key.or_else(trusted),
+                runtime: runtime.options(),
+            };
+            // May be killed at any moment: what is unfinished is cleared by the next one.
+            watch_signals(|| std::process::exit(INTERRUPTED))?;
+            install(&options, &OnTerminal, table)?;
+        }
+        ModelCommand::List { store } => {
+            let dir = store.dir()?;
+            let versions = list(&dir)?;
+            if versions.is_empty() {
+                writeln!(table, "no model is installed in {}", dir.display())?;
+            }
+            for version in versions {
+                let mark = if version.in_use { "*" } else { " " };
+                writeln!(table, "{mark} {}@{}", version.name, version.id)?;
+            }
+        }
+        ModelCommand::Rollback { name, store } => {
+            let Version { name, id, .. } = roll_back(&store.dir()?, &name)?;
+            writeln!(
+                table,
+                "{name}@{id} is in use; a running daemon takes it at its next start"
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// What `doctor` looks at: the configuration named, else the command line if it says anything, else the default file.
@@ -346,10 +464,10 @@ fn symptoms(config: Option<PathBuf>, model: &ModelArgs) -> DoctorOptions {
     let (bundle, runtime) = match &config {
         Some((_, Ok(config))) => {
             let mut runtime = runtime_options(config);
-            runtime.cache = model.cache_dir.clone().or(runtime.cache);
+            runtime.cache = model.runtime.cache_dir.clone().or(runtime.cache);
             (Ok(config.model.clone()), runtime)
         }
-        _ => (model.bundle().map_err(|e| e.to_string()), model.options()),
+        _ => (model.bundle().map_err(|e| e.to_string()), model.runtime.options()),
     };
     DoctorOptions {
         config,
@@ -441,6 +559,14 @@ fn list_cameras(table: &mut dyn Write) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = anyhow::anyhow!("no space")
+            .context("file f: no space")
+            .context("cannot install");
+        assert_eq!(with_causes(&error), "cannot install: file f: no space");
+    }
 
     #[test]
     fn an_option_that_says_what_runs_the_model_is_not_overruled_by_the_default_file() {

@@ -18,7 +18,7 @@ const LARGEST_MANIFEST: u64 = 1 << 20;
 /// A bundle whose manifest is valid and whose files have the promised content.
 #[derive(Clone, Debug)]
 pub struct Bundle {
-    /// Directory of the files.
+    /// Directory of the files, without links: a link to it may be pointed at another version at any time.
     pub dir: PathBuf,
     /// The parsed manifest.
     pub manifest: Manifest,
@@ -98,6 +98,8 @@ impl Manifest {
     /// # Errors
     /// [`BundleError`], naming the file or value that differs.
     pub fn read(dir: &Path) -> Result<Bundle, BundleError> {
+        // What is missing is named below.
+        let dir = &dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let path = dir.join(MANIFEST_FILE);
         let io = |source| BundleError::Io {
             path: path.clone(),

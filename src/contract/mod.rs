@@ -17,4 +17,5 @@ pub use manifest::{
     Precision, Source, TextSpec,
 };
 pub use tensors::{Dtype, GraphKind, GraphSpec, TensorSpec};
+pub use validate::check_file_name;
 pub use whole_file::write_whole;

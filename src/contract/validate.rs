@@ -168,8 +168,11 @@ fn check(field: &str, found: impl std::fmt::Display, fits: bool, expected: &str)
     })
 }
 
-/// Accepts only a plain name in the bundle's own directory.
-pub(super) fn check_file_name(name: &str) -> Result<(), BundleError> {
+/// Accepts only a plain name in the bundle's own directory, and not the manifest's.
+///
+/// # Errors
+/// [`BundleError::FileName`].
+pub fn check_file_name(name: &str) -> Result<(), BundleError> {
     let plain = !name.is_empty()
         && name.len() <= 200
         && !name.starts_with('.')

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod directories;
 pub mod doctor;
 mod health;
+pub mod install;
 pub mod latest;
 mod live;
 pub mod models;

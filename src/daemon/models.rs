@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use crate::contract::MANIFEST_FILE;
 
+use super::install::default_store;
+
 /// The bundle that comes with the program.
 pub const DEFAULT_MODEL: &str = "nano";
 
@@ -18,7 +20,7 @@ pub struct NoModel {
 }
 
 /// Finds a bundle by name: below the working directory, the source tree, the program's own directories, and where
-/// packages install it.
+/// `samclipd model install` and packages put it.
 ///
 /// # Errors
 /// [`NoModel`], listing every place.
@@ -30,6 +32,7 @@ pub fn find_model(name: &str) -> Result<PathBuf, NoModel> {
         let above = program.ancestors().skip(1).take(4);
         roots.extend(above.flat_map(|dir| [dir.join("models"), dir.join("share/samclip/models")]));
     }
+    roots.extend(default_store());
     roots.extend(["/usr/local/share/samclip/models", "/usr/share/samclip/models"].map(PathBuf::from));
     let places: Vec<PathBuf> = roots.iter().map(|root| root.join(name)).collect();
     let found = places.iter().find(|place| place.join(MANIFEST_FILE).is_file());

@@ -1,0 +1,176 @@
+//! Unpacks a bundle's archive: plain files of plain names, all in one directory, bounded in number and size.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read};
+use std::path::{Component, Path};
+
+use anyhow::{Context as _, bail, ensure};
+use flate2::read::MultiGzDecoder;
+
+use super::SIGNATURE_FILE;
+use crate::contract::{MANIFEST_FILE, check_file_name};
+
+/// A manifest larger than this is not one.
+pub(super) const LARGEST_MANIFEST: u64 = 1 << 20;
+
+/// Most files of a bundle.
+const MOST_FILES: usize = 64;
+
+/// Most bytes of a bundle's files together: several precisions of a ViT-H fit.
+const MOST_BYTES: u64 = 8 << 30;
+
+/// First bytes of gzip.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Unpacks a .tar or .tar.gz into `into`. Directories in it are ignored, so `nano/manifest.toml` is `manifest.toml`.
+///
+/// # Errors
+/// An archive that is cut short, holds links, two files of one name, names that are not plain, too many files or too many
+/// bytes; what the disk says.
+pub(super) fn unpack(source: impl Read, into: &Path) -> anyhow::Result<()> {
+    let mut source = BufReader::new(source);
+    let compressed = source.fill_buf()?.starts_with(&GZIP);
+    if compressed {
+        entries(MultiGzDecoder::new(source), into)
+    } else {
+        entries(source, into)
+    }
+}
+
+fn entries(source: impl Read, into: &Path) -> anyhow::Result<()> {
+    let mut archive = tar::Archive::new(source);
+    let (mut files, mut left) = (0, MOST_BYTES);
+    for entry in archive.entries()? {
+        let mut entry = entry.context("not a .tar or .tar.gz, or cut short")?;
+        let kind = entry.header().entry_type();
+        if kind.is_dir() || kind.is_pax_global_extensions() {
+            continue;
+        }
+        let name = plain_name(&entry.path()?)?;
+        ensure!(kind.is_file(), "{name} is {kind:?}, expected a plain file");
+        files += 1;
+        ensure!(files <= MOST_FILES, "more than {MOST_FILES} files");
+        let path = into.join(&name);
+        let mut file =
+            File::create_new(&path).with_context(|| format!("{name} cannot be written, or is there twice"))?;
+        let most = if name == MANIFEST_FILE { LARGEST_MANIFEST } else { left };
+        // One byte more than allowed, so that a file of exactly that size is told from a larger one.
+        let written = io::copy(&mut (&mut entry).take(most + 1), &mut file);
+        let written = written.with_context(|| format!("{name} cannot be read or written whole"))?;
+        ensure!(written <= most, "{name} holds more than {most} bytes");
+        ensure!(written == entry.size(), "{name} is cut short");
+        left -= written.min(left);
+    }
+    if files == 0 {
+        bail!("not a .tar or .tar.gz, or empty: no file found");
+    }
+    Ok(())
+}
+
+/// The last part of a path that stays where it is.
+fn plain_name(path: &Path) -> anyhow::Result<String> {
+    let stays = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let known = name == MANIFEST_FILE || name == SIGNATURE_FILE || check_file_name(name).is_ok();
+    ensure!(
+        stays && known,
+        "file {path:?}: expected a plain name of letters, digits, '.', '-', '_' in at most one directory"
+    );
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            // `set_path` refuses what an attacker writes.
+            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            header.set_cksum();
+            builder.append(&header, *bytes).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn refused(bytes: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join("inside");
+        std::fs::create_dir(&inside).unwrap();
+        let error = format!("{:#}", unpack(bytes, &inside).unwrap_err());
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "something was written outside"
+        );
+        error
+    }
+
+    #[test]
+    fn plain_and_compressed_archives_are_unpacked_without_their_directory() {
+        let plain = tar(&[("nano/manifest.toml", b"m"), ("nano/a.onnx", b"abc")]);
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&plain).unwrap();
+        for bytes in [plain, gzip.finish().unwrap()] {
+            let dir = tempfile::tempdir().unwrap();
+            unpack(&bytes[..], dir.path()).unwrap();
+            assert_eq!(std::fs::read(dir.path().join("a.onnx")).unwrap(), b"abc");
+            assert_eq!(std::fs::read(dir.path().join("manifest.toml")).unwrap(), b"m");
+        }
+    }
+
+    #[test]
+    fn what_leaves_the_directory_or_is_no_plain_file_is_refused() {
+        for name in ["../evil", "/evil", "a/../../evil", ".hidden", "a b", "manifest.toml/.."] {
+            assert!(
+                refused(&tar(&[(name, b"x")])).contains("expected a plain name"),
+                "{name}"
+            );
+        }
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        builder.append_link(&mut header, "a.onnx", "/etc/passwd").unwrap();
+        assert!(refused(&builder.into_inner().unwrap()).contains("expected a plain file"));
+        assert!(refused(&tar(&[("a", b"1"), ("b/a", b"2")])).contains("there twice"));
+    }
+
+    #[test]
+    fn too_many_files_and_too_large_a_manifest_are_refused() {
+        let names: Vec<String> = (0..=MOST_FILES).map(|i| format!("f{i}")).collect();
+        let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        assert!(refused(&tar(&files)).contains("more than 64 files"));
+        let large = vec![b'#'; (LARGEST_MANIFEST + 1) as usize];
+        assert!(refused(&tar(&[("manifest.toml", &large)])).contains("more than 1048576 bytes"));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_nothing_panics_and_nothing_is_written_outside(
+            at in 0_usize..2048, value: u8, cut in 0_usize..2048
+        ) {
+            let mut bytes = tar(&[("nano/manifest.toml", b"m"), ("nano/a.onnx", b"abc")]);
+            let length = bytes.len();
+            bytes[at % length] = value;
+            bytes.truncate(length - cut % length);
+            let dir = tempfile::tempdir().unwrap();
+            let inside = dir.path().join("inside");
+            std::fs::create_dir(&inside).unwrap();
+            let _ = unpack(&bytes[..], &inside);
+            prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+}
