@@ -64,6 +64,8 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
     let adapt = recipe.adapt.as_mut().unwrap();
     adapt.image_size = 96;
     (adapt.stage.steps, adapt.stage.batch, adapt.stage.warmup) = (2, 2, 1);
+    let words = recipe.words.as_mut().unwrap();
+    (words.steps, words.batch, words.warmup) = (2, 4, 1);
     let path = folder.join("tiny.toml");
     std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
     path
@@ -102,7 +104,7 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
         bundle.manifest.encoder.side, 96,
         "the bundle has the size of the last stage"
     );
-    let weights = model_weights(weights::read(&out.join("adapt.safetensors")).unwrap());
+    let weights = model_weights(weights::read(&out.join("words.safetensors")).unwrap());
     let graph = Graph::<burn_flex::Flex>::new(&weights, Default::default());
     let image: Vec<f32> = (0..3 * 96 * 96).map(|i| (i as f32 * 0.011).sin()).collect();
     let expected = encode(&graph, &recipe.merged(), &graph.input(image.clone(), &[1, 3, 96, 96]));
@@ -141,6 +143,33 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
             (error / norm).sqrt()
         );
     }
+}
+
+#[test]
+fn other_words_are_learnt_by_the_text_tower_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let mut recipe = Recipe::read(&path).unwrap();
+    // Names must be told apart before another word can be as near as its name.
+    recipe.teach_clip.as_mut().unwrap().steps = 60;
+    let words = recipe.words.as_mut().unwrap();
+    (words.steps, words.batch) = (100, 16);
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    let output = train(&on_scenes("words", &path, &out));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let read = |stage: &str| model_weights(weights::read(&out.join(format!("{stage}.safetensors"))).unwrap());
+    let (adapted, taught) = (read("adapt"), read("words"));
+    let moved: Vec<&String> = adapted.keys().filter(|n| adapted[*n] != taught[*n]).collect();
+    let tower =
+        |name: &str| name.starts_with("transformer.") || name.starts_with("token_") || name.contains("ln_final");
+    let own = ["positional_embedding", "text_projection"];
+    assert!(moved.iter().any(|n| n.starts_with("transformer.")), "{moved:?}");
+    assert!(moved.iter().all(|n| tower(n) || own.contains(&n.as_str())), "{moved:?}");
+    let curve = std::fs::read_to_string(out.join("words.curve.csv")).unwrap();
+    let distances = curve.lines().filter_map(|line| line.split_once(",distance,"));
+    let distances: Vec<f32> = distances.map(|(_, value)| value.parse().unwrap()).collect();
+    let (first, last) = (distances[0], distances[distances.len() - 1]);
+    assert!(last < 0.7 * first, "distances {distances:?}");
 }
 
 /// The paper's steps: CLIP batches of two sizes and SAM batches in stage 2, CLIP batches alone in stage 3.

@@ -34,6 +34,8 @@ enum Command {
     Distill(RunArguments),
     /// Stage 3: the heads at the size of the bundle.
     Adapt(RunArguments),
+    /// After stage 3: the text tower learns other words for the names of the photos.
+    Words(RunArguments),
     /// Writes the bundle of a finished run.
     Export(ExportArguments),
     /// Reads a published checkpoint, checks every tensor and stores it as .safetensors.
@@ -211,13 +213,14 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let out = arguments.out.join("bundle");
-            let done = arguments.run(|run| Ok((run.recipe.clone(), run.adapt()?)))?;
+            let done = arguments.run(|run| Ok((run.recipe.clone(), run.words()?)))?;
             done.map_or(Ok(()), |(recipe, weights)| {
                 export(&recipe, &weights, &out, Storage::Half)
             })
         }
         Command::Distill(arguments) => arguments.run(Run::distill).map(|_| ()),
         Command::Adapt(arguments) => arguments.run(Run::adapt).map(|_| ()),
+        Command::Words(arguments) => arguments.run(Run::words).map(|_| ()),
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {

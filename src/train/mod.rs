@@ -2,7 +2,7 @@
 //!
 //! The model is written once over [`ops::Ops`] ([`model`]); [`autodiff`] computes it with gradients and
 //! [`onnx`] records it. [`teachers`] makes small SAM and CLIP teachers from labelled data, [`distill`] merges
-//! two teachers into one encoder (paper, stages 1 and 2), `export` writes the bundle that the daemon reads,
+//! two teachers into one encoder (paper, stages 1 to 3), [`words`] teaches its text tower other words, `export` writes the bundle that the daemon reads,
 //! [`quantize`] adds its fp16 and int8 variants.
 //! A stage is a [`session::Session`]: it resumes where it was killed.
 
@@ -37,3 +37,4 @@ pub mod synth;
 pub mod teachers;
 pub mod text_bank;
 pub mod weights;
+pub mod words;

@@ -52,6 +52,10 @@ pub struct Recipe {
     /// size of stage 2.
     #[serde(default)]
     pub adapt: Option<Adapt>,
+    /// Departure: the text tower alone learns other words for the names, at the end
+    /// ([`words`](crate::train::words)). Without it the text tower is the CLIP teacher's, as in the paper.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<Stage>,
     /// Weights of the losses in stages 1 to 3.
     pub losses: LossWeights,
     /// The fixed shapes of the exported graphs, and what the daemon needs to know.
@@ -71,11 +75,20 @@ pub enum StageName {
     Distill,
     /// Stage 3.
     Adapt,
+    /// Other words for the names.
+    Words,
 }
 
 impl StageName {
     /// All of them, in order.
-    pub const ALL: [Self; 5] = [Self::TeachSam, Self::TeachClip, Self::Probe, Self::Distill, Self::Adapt];
+    pub const ALL: [Self; 6] = [
+        Self::TeachSam,
+        Self::TeachClip,
+        Self::Probe,
+        Self::Distill,
+        Self::Adapt,
+        Self::Words,
+    ];
 
     /// The stage's section in the recipe.
     #[must_use]
@@ -86,6 +99,7 @@ impl StageName {
             Self::Probe => "probe",
             Self::Distill => "distill",
             Self::Adapt => "adapt",
+            Self::Words => "words",
         }
     }
 
@@ -494,6 +508,10 @@ impl Recipe {
                     .iter()
                     .chain(&self.teach_clip)
                     .all(|s| s.separate.is_none() && s.accumulate == 1)
+                    && self
+                        .words
+                        .as_ref()
+                        .is_none_or(|s| s.separate.is_none() && s.watch.is_none())
                     && self.stages().filter_map(|s| s.separate.as_ref()).all(|separate| {
                         let fits = |c: &BatchSize| size(c.side) && pools(c.side) && c.batch > 0;
                         !separate.clip.is_empty() && separate.clip.iter().all(fits)
@@ -502,7 +520,8 @@ impl Recipe {
                     "{:?}",
                     self.stages().map(|s| (s.accumulate, &s.separate)).collect::<Vec<_>>()
                 ),
-                "one or more CLIP sizes, each a multiple of 16 that the CLIP head can pool; not in a teacher's stage"
+                "one or more CLIP sizes, each a multiple of 16 that the CLIP head can pool; not in a teacher's stage, nor in \
+                 [words], which has no pictures to watch either"
                     .into(),
             ),
             (
@@ -551,7 +570,10 @@ impl Recipe {
     fn stages(&self) -> impl Iterator<Item = &Stage> {
         let teachers = self.teach_sam.iter().chain(&self.teach_clip);
         let last = self.adapt.iter().map(|adapt| &adapt.stage);
-        teachers.chain([&self.probe, &self.distill]).chain(last)
+        teachers
+            .chain([&self.probe, &self.distill])
+            .chain(last)
+            .chain(&self.words)
     }
 
     /// The recipe at the size of stage 3, which is the bundle's.

@@ -21,6 +21,7 @@ use crate::train::session::RunFolder;
 use crate::train::teachers::{self, clip_config};
 use crate::train::text_bank::TextBank;
 use crate::train::weights::Weights;
+use crate::train::words;
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -160,7 +161,7 @@ impl Run {
         Ok((teachers, distilled))
     }
 
-    /// Stage 3 if the recipe has it, after stage 2: the weights of the bundle.
+    /// Stage 3 if the recipe has it, after stage 2.
     ///
     /// # Errors
     /// Of the stages.
@@ -173,6 +174,18 @@ impl Run {
             distilled,
             &self.folder,
         )?)
+    }
+
+    /// Other words for the names if the recipe asks for them, after stage 3: the weights of the bundle.
+    ///
+    /// # Errors
+    /// Of the stages.
+    pub fn words(&self) -> Result<Weights> {
+        let adapted = self.adapt()?;
+        let Self {
+            recipe, feed, folder, ..
+        } = self;
+        Ok(words::words(recipe, feed, &self.tokenizer, adapted, folder)?)
     }
 }
 

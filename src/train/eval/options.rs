@@ -101,6 +101,8 @@ pub enum Measure {
     Instance,
     /// Zero-shot semantic segmentation, per class.
     Semantic,
+    /// The same, asked in other words for the names.
+    Words,
     /// Both teachers as two models: SAM masks everything, CLIP names every mask.
     Pair,
     /// What a linear layer reads from frozen features.

@@ -15,7 +15,7 @@ use super::{EvalError, chosen, frame};
 use crate::contract::Manifest;
 use crate::runtime;
 use crate::text::templates::TEMPLATES;
-use crate::train::dataset::names::canonical;
+use crate::train::dataset::names::{canonical, spoken};
 use crate::train::dataset::{ClassNames, Dataset, Sample, Split};
 use crate::vision::features::Features;
 use crate::vision::preprocess::Preprocessor;
@@ -261,6 +261,32 @@ pub fn semantic(
     let tokenizer = tokenizer(bundle)?;
     let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &classes)?;
     semantic_by(queries, &classes, model, dataset, part, limit)
+}
+
+/// As [`semantic`], asked in other words: each class that has one by the first of them, `automobile` for `car`. Rows are named by what
+/// was asked.
+///
+/// # Errors
+/// As [`semantic`].
+pub fn in_other_words(
+    model: &mut Segmenter,
+    dataset: &Dataset,
+    part: Option<Split>,
+    limit: usize,
+) -> Result<Semantic, EvalError> {
+    let classes = classes_of(dataset);
+    let asked: Vec<&str> = classes
+        .iter()
+        .map(|class| spoken(class).nth(1).unwrap_or(class))
+        .collect();
+    let (bundle, engine) = (&model.bundle, &mut model.engine);
+    let tokenizer = tokenizer(bundle)?;
+    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &asked)?;
+    let mut found = semantic_by(queries, &classes, model, dataset, part, limit)?;
+    for (row, asked) in found.classes.iter_mut().zip(&asked) {
+        row.name = (*asked).to_owned();
+    }
+    Ok(found)
 }
 
 /// As [`semantic`], with `queries` for `classes` as [`queries`] makes them.

@@ -127,6 +127,15 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
             columns,
         ));
     }
+    if options.wants(Measure::Words) {
+        let mut columns = Vec::new();
+        for model in &mut models.students {
+            tracing::info!(model = %model.name, "semantic segmentation in other words");
+            let found = semantic::in_other_words(model, dataset, part, limit)?;
+            columns.push((model.name.clone(), found.entries()));
+        }
+        sections.push(Section::new("The same, asked in other words, IoU %", WORDS, columns));
+    }
     if options.wants(Measure::Pair)
         && let (Some(sam), Some(clip)) = (&mut models.sam, &mut models.clip)
     {
@@ -226,6 +235,8 @@ const SEMANTIC: &str = "All names of the table and the bundle's background promp
     the photo's own size. Background rule: a pixel has no name where the background prompts together have a higher \
     probability than the best name. A prediction on background, or on a label outside the table, is wrong unless the \
     collection does not annotate the name or the two overlap.";
+const WORDS: &str =
+    "As zero-shot semantic segmentation, each name replaced by the first of its other words where it has one.";
 const PAIR: &str = "The SAM teacher's mask at each point of a grid, duplicates above IoU 0.7 dropped; the box of each \
     mask, cropped, goes through the CLIP teacher; names and background prompts compete by softmax. K + 1 passes per photo.";
 const PROBING: &str = "Ridge regression on one-hot targets, standardised features, penalty 0.001 per example. Fitted on \
