@@ -1,89 +1,27 @@
 //! Where messages of the daemon go: the publisher, if there is one, with its topics, and the board.
 
+mod broker;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::message::homeassistant::{Device, birth_topic};
 use crate::message::onvif;
 use crate::message::payload::{DetectStatus, FrameMessage};
 use crate::message::query::QueryMessage;
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
-use crate::publish::mqtt::{Incoming, PublishStats, Publisher, Settings};
-use crate::publish::spool::Spool;
+use crate::publish::mqtt::{Incoming, PublishStats, Settings};
 
 use super::board::Board;
-use super::config::{self, Config, Mqtt};
-use super::directories::state_dir;
+use super::config::{self, Config};
+use broker::Broker;
+pub(super) use broker::broker_settings;
 
 /// How long the last messages may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// Opens the spool below the state directory; without one events are only in memory, which is no reason not to run.
-fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
-    let Some(dir) = state_dir(config.state.as_deref()) else {
-        warn!("no state directory: neither STATE_DIRECTORY nor HOME is set; events are lost while the broker is away");
-        return None;
-    };
-    let dir = dir.join("spool");
-    match Spool::open(&dir, most_bytes) {
-        Ok(spool) => {
-            let waiting = spool.stats().waiting;
-            if waiting > 0 {
-                info!(waiting, "events of the last run wait for the broker");
-            }
-            Some(spool)
-        }
-        Err(error) => {
-            warn!(dir = %dir.display(), %error, "no spool: events are lost while the broker is away");
-            None
-        }
-    }
-}
-
-/// A running publisher, how it was started, and the topics.
-struct Broker {
-    publisher: Publisher,
-    settings: Settings,
-    spool_bytes: u64,
-    topics: Topics,
-}
-
-impl Broker {
-    fn start(config: &Config, settings: Settings, mqtt: &Mqtt) -> anyhow::Result<Self> {
-        let spool = open_spool(config, mqtt.spool_bytes).map(|spool| (spool, mqtt.topics.events()));
-        Ok(Self {
-            publisher: Publisher::start_with(settings.clone(), spool)?,
-            settings,
-            spool_bytes: mqtt.spool_bytes,
-            topics: mqtt.topics.clone(),
-        })
-    }
-
-    /// Whether it does what is asked for now.
-    fn serves(&self, settings: &Settings, mqtt: &Mqtt) -> bool {
-        (&self.settings, self.spool_bytes, &self.topics) == (settings, mqtt.spool_bytes, &mqtt.topics)
-    }
-}
-
-/// How the broker of a configuration is reached: reads its credential and certificate files.
-///
-/// # Errors
-/// A file that cannot be read, or settings that can never work.
-pub(super) fn broker_settings(config: &Config) -> anyhow::Result<Option<Settings>> {
-    let Some(mqtt) = &config.mqtt else { return Ok(None) };
-    let mut settings = mqtt.settings()?;
-    if mqtt.commands {
-        settings.subscriptions = mqtt.topics.commands();
-    }
-    settings
-        .subscriptions
-        .extend(mqtt.home_assistant.as_deref().map(birth_topic));
-    settings.check()?;
-    Ok(Some(settings))
-}
 
 /// The publisher, if the configuration has one, with its topics; and the board.
 pub(super) struct Outlet {

@@ -39,7 +39,7 @@ pub(super) struct Reloaded {
 
 /// Whether anything may be changed while the daemon runs.
 pub(super) fn takes_commands(config: &Config) -> bool {
-    config.dbus.enabled || config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
+    (cfg!(feature = "dbus") && config.dbus.enabled) || config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
 }
 
 impl Reload {

@@ -263,8 +263,11 @@ fn open_bus(config: &Config, board: &Board, door: Door) -> Option<super::dbus::B
     started.inspect_err(|error| warn!(%error, "nothing is on D-Bus")).ok()
 }
 
+/// This build has no D-Bus.
 #[cfg(not(feature = "dbus"))]
-fn open_bus(_: &Config, _: &Board, _: Door) {}
+fn open_bus(_: &Config, _: &Board, _: Door) -> Option<std::convert::Infallible> {
+    None
+}
 
 /// Opens the model; if `stop` is set meanwhile and that is not noticed soon, says so and ends the program.
 ///

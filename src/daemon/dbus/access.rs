@@ -51,7 +51,8 @@ pub(super) async fn require(action: Action, connection: &Connection, header: &He
     };
     let bus = DBusProxy::new(connection).await?;
     let credentials = bus.get_connection_credentials(BusName::from(sender.clone())).await?;
-    if is_trusted(&credentials) {
+    let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
+    if is_trusted(&credentials, geteuid(), group) {
         return Ok(());
     }
     let interactive = header.primary().flags().contains(Flags::AllowInteractiveAuth);
@@ -75,21 +76,21 @@ fn remedy(action: Action) -> String {
     )
 }
 
-/// Whether a caller needs no further permission.
-fn is_trusted(credentials: &ConnectionCredentials) -> bool {
+/// Whether a caller needs no further permission: `own` is the daemon's user, `group` the one whose members may.
+fn is_trusted(credentials: &ConnectionCredentials, own: Uid, group: Option<Gid>) -> bool {
     let Some(uid) = credentials.unix_user_id().map(Uid::from_raw) else {
         return false;
     };
-    if uid.is_root() || uid == geteuid() {
+    if uid.is_root() || uid == own {
         return true;
     }
-    let Ok(Some(group)) = Group::from_name(GROUP) else {
+    let Some(group) = group else {
         return false;
     };
     match credentials.unix_group_ids() {
-        Some(gids) => gids.contains(&group.gid.as_raw()),
-        // Buses before dbus 1.16 and brokers before it do not say; the system's data base does.
-        None => groups_of(uid).contains(&group.gid),
+        Some(gids) => gids.contains(&group.as_raw()),
+        // Older buses do not say; the system's data base does.
+        None => groups_of(uid).contains(&group),
     }
 }
 
@@ -129,12 +130,31 @@ mod tests {
     }
 
     #[test]
-    fn root_and_the_daemon_s_own_user_are_trusted_and_the_unknown_are_not() {
-        assert!(is_trusted(&caller(0)) && is_trusted(&caller(geteuid().as_raw())));
-        assert!(!is_trusted(&ConnectionCredentials::default()));
-        // No such user, and no group.
-        assert!(!is_trusted(&caller(3_999_999_999)));
-        assert!(!is_trusted(&caller(3_999_999_999).add_unix_group_id(3_999_999_998)));
+    fn root_the_daemon_s_own_user_and_members_of_the_group_are_trusted() {
+        let (own, group) = (Uid::from_raw(3_999_999_990), Some(Gid::from_raw(3_999_999_991)));
+        let stranger = 3_999_999_999;
+        assert!(is_trusted(&caller(0), own, None));
+        assert!(is_trusted(&caller(own.as_raw()), own, None));
+        assert!(is_trusted(
+            &caller(stranger).add_unix_group_id(3_999_999_991),
+            own,
+            group
+        ));
+        for untrusted in [
+            ConnectionCredentials::default(),
+            caller(stranger),
+            caller(stranger).add_unix_group_id(3_999_999_992),
+        ] {
+            assert!(!is_trusted(&untrusted, own, group), "{untrusted:?}");
+        }
+        // The group does not exist.
+        assert!(!is_trusted(&caller(stranger).add_unix_group_id(0), own, None));
+    }
+
+    #[test]
+    fn a_user_s_groups_are_those_of_the_system() {
+        assert!(groups_of(Uid::from_raw(0)).contains(&Gid::from_raw(0)));
+        assert!(groups_of(Uid::from_raw(3_999_999_999)).is_empty());
     }
 
     #[test]
