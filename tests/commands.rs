@@ -331,3 +331,27 @@ fn every_entity_of_home_assistant_reads_a_topic_that_is_published() {
         peer.until(config, |_| true);
     });
 }
+
+#[test]
+fn a_deleted_query_stays_deleted_for_home_assistant_when_a_new_one_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let broker = broker();
+    with_daemon(dir.path(), &broker, "homeassistant = \"homeassistant\"", |peer| {
+        peer.until_is("samclip/yard/red", "1");
+        peer.send("samclip/yard/query/red/set", "");
+        peer.until_is("samclip/yard/red", "");
+        // A word that the model does not know, which only its embedding shows.
+        peer.send("samclip/yard/query/red/set", r#"{"prompts":["zebra"]}"#);
+        peer.until_starts(
+            "samclip/yard/query/red/error",
+            "query \"red\": text embeddings of 80 templates have no usable mean",
+        );
+        let config = "homeassistant/device/samclipd-yard/config";
+        peer.last.remove(config);
+        peer.send("homeassistant/status", "online");
+        let body: Value = serde_json::from_slice(&peer.until(config, |_| true)).unwrap();
+        let removed = &body["components"]["samclipd-yard-red-count"];
+        assert_eq!(*removed, serde_json::json!({"platform": "sensor"}), "{body}");
+    });
+}

@@ -16,7 +16,7 @@ use samclip::daemon::config::Config;
 use samclip::daemon::demo::{DemoOptions, demo};
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
-use samclip::daemon::run::{run, run_with};
+use samclip::daemon::run::{Surroundings, run, run_with};
 use samclip::message::payload::{FRAME_SCHEMA, FrameMessage};
 use samclip::publish::broker::Broker;
 use samclip::runtime::progress::Stage;
@@ -170,7 +170,7 @@ fn while_an_engine_is_built_every_camera_says_so_and_then_comes_online() {
             &config,
             &clock,
             &AtomicBool::new(false),
-            &Notifier::new(None, None),
+            Surroundings::new(Notifier::new(None, None)),
             |progress| {
                 progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
                 // The build goes on until a subscriber has heard that there is one.

@@ -13,7 +13,7 @@ use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
-use samclip::daemon::run::run_with;
+use samclip::daemon::run::{Surroundings, run_with};
 use samclip::runtime::progress::Stage;
 use samclip::runtime::{Backend, RuntimeOptions};
 
@@ -76,6 +76,60 @@ fn a_service_says_ready_gives_signs_of_life_and_says_when_it_stops() {
 }
 
 #[test]
+fn at_a_hangup_a_service_says_that_it_reloads_and_what_came_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, socket) = prepare(dir.path(), "?fps=20&loop");
+    let config = dir.path().join("samclipd.toml");
+    std::fs::write(&config, &text).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_samclipd"))
+        .args(["run", "--config"])
+        .arg(&config)
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .env_remove("WATCHDOG_USEC")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let signal = |name: &str| {
+        let mut command = Command::new("kill");
+        assert!(
+            command
+                .args(["-s", name, &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    assert_eq!(hear(&socket), "STATUS=opening the model");
+    assert!(hear(&socket).starts_with("READY=1\n"));
+    for (changed, came) in [
+        (format!("{text}[[query]]\nid = \"red\"\n"), "; configuration reloaded"),
+        (
+            "model = 1".to_owned(),
+            "; reload refused, the old configuration holds: ",
+        ),
+    ] {
+        std::fs::write(&config, changed).unwrap();
+        signal("HUP");
+        let reloading = hear(&socket);
+        let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
+        let (time, status) = time.split_once('\n').unwrap();
+        assert!(
+            time.parse::<u64>().unwrap() > 0 && status.starts_with("STATUS="),
+            "{reloading}"
+        );
+        let ready = hear(&socket);
+        assert!(
+            ready.starts_with("READY=1\nSTATUS=colours@") && ready.contains(came),
+            "{ready}"
+        );
+        assert_eq!(ready.lines().count(), 2);
+    }
+    signal("TERM");
+    assert_eq!(hear(&socket), "STOPPING=1\nSTATUS=stopping");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn while_an_engine_is_built_the_start_is_prolonged_and_not_yet_ready() {
     let dir = tempfile::tempdir().unwrap();
     let (text, socket) = prepare(dir.path(), "");
@@ -86,7 +140,8 @@ fn while_an_engine_is_built_the_start_is_prolonged_and_not_yet_ready() {
     };
     let notifier = Notifier::new(Some(dir.path().join("notify").into()), None);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    run_with(&config, &clock, &AtomicBool::new(false), &notifier, |progress| {
+    let surroundings = Surroundings::new(notifier);
+    run_with(&config, &clock, &AtomicBool::new(false), surroundings, |progress| {
         assert_eq!(hear(&socket), "STATUS=opening the model");
         progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
         assert_eq!(hear(&socket), "STATUS=building TensorRT engines in /cache/engines/x");

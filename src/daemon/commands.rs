@@ -1,193 +1,318 @@
-//! Commands from the broker: queries, what they compete with, and detection on and off; kept across restarts.
+//! What the running daemon can be asked to do, whoever asks: one kind of command, one bounded queue, one answer each.
 //!
-//! A command that is refused changes nothing; its error goes to the log and, as text, to the command's topic with `error`
-//! for `set`. A retained command is refused: it would come again after every connect, whatever was said since.
+//! MQTT, D-Bus and SIGHUP are doors to the same queue. The frame loop takes commands from it between two frames and
+//! answers them; a door never changes anything by itself. A command that is refused changes nothing.
 
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::message::query::{QueryMessage, decode_switch, decode_texts};
-use crate::message::topic::{Asked, QueryId, Topics};
+use crate::message::topic::{Asked, Topics};
 use crate::publish::mqtt::Incoming;
 
-use super::config::{Query, check_background, parse_color};
-use super::live::{LiveCamera, LiveState};
 use super::outlet::Outlet;
-use super::pipeline::Pipeline;
-use super::station::Station;
 
-/// Longest text in an error.
+/// Commands that wait for the frame loop; further ones are refused.
+pub const MOST_WAITING: usize = 64;
+
+/// Longest text of a refusal in a message.
 const MAX_TEXT: usize = 400;
 
-/// The query that a message describes, with the configuration's defaults for what it leaves out.
-pub(super) fn query_of(id: &str, message: &QueryMessage) -> Result<Query, String> {
-    let mut query = Query::new(QueryId::new(id).map_err(|e| e.to_string())?);
-    if let Some(text) = &message.color {
-        let color = parse_color(text);
-        query.color = Some(color.ok_or_else(|| format!("color is {text:?}, expected #rrggbb such as #ff8800"))?);
-    }
-    query.threshold = message.threshold;
-    query.max_area = message.max_area;
-    take(&mut query.prompts, &message.prompts);
-    take(&mut query.min_area, &message.min_area);
-    take(&mut query.min_hits, &message.min_hits);
-    take(&mut query.max_age, &message.max_age);
-    take(&mut query.zones, &message.zones);
-    take(&mut query.zone_share, &message.zone_share);
-    take(&mut query.loitering, &message.loitering);
-    query.check().map_err(|fault| fault.to_string())?;
-    Ok(query)
+/// Something to do. Ids are as they came, unchecked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Switches detection of a camera on or off.
+    SetDetect {
+        /// Id of the camera.
+        camera: String,
+        /// Whether its frames are processed.
+        on: bool,
+    },
+    /// Replaces what the queries of a camera compete with.
+    SetBackground {
+        /// Id of the camera.
+        camera: String,
+        /// The texts; `None` for the configuration's, or the model's own.
+        texts: Option<Vec<String>>,
+    },
+    /// Sets or replaces a query of a camera.
+    SetQuery {
+        /// Id of the camera.
+        camera: String,
+        /// Id of the query.
+        id: String,
+        /// The query; what it leaves out has the configuration's defaults.
+        query: Box<QueryMessage>,
+    },
+    /// Removes a query of a camera.
+    RemoveQuery {
+        /// Id of the camera.
+        camera: String,
+        /// Id of the query.
+        id: String,
+    },
+    /// Takes a picture of a camera: its next frame that is processed.
+    Snapshot {
+        /// Id of the camera.
+        camera: String,
+    },
+    /// Reads the configuration file again and does what it says now.
+    Reload,
 }
 
-fn take<T: Clone>(target: &mut T, given: &Option<T>) {
-    if let Some(value) = given {
-        target.clone_from(value);
+/// What a command that was carried out gives back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Nothing but that it was done.
+    Done,
+    /// A JPEG.
+    Picture(Vec<u8>),
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It asks for something impossible or for something that is not there.
+    #[error("{0}")]
+    Invalid(String),
+    /// It is possible, but not as things are now.
+    #[error("{0}")]
+    Failed(String),
+    /// Too many commands wait.
+    #[error("{MOST_WAITING} commands wait already, which is the most; try again later")]
+    Busy,
+    /// The daemon ends.
+    #[error("the daemon is stopping")]
+    Stopping,
+}
+
+/// What becomes of a command.
+pub type Outcome = Result<Reply, Refusal>;
+
+/// Whom to answer.
+#[derive(Debug)]
+pub enum Answer {
+    /// Whoever sent an MQTT message to this topic; hears refusals only.
+    Topic(String),
+    /// Somebody who waits.
+    Caller(oneshot::Sender<Outcome>),
+    /// Nobody but the log.
+    Log,
+}
+
+/// A command and whom to answer.
+#[derive(Debug)]
+pub struct Request {
+    /// What to do.
+    pub command: Command,
+    /// Whom to answer.
+    pub answer: Answer,
+}
+
+/// Where commands are handed in; clones hand in at the same place.
+#[derive(Debug, Clone)]
+pub struct Door {
+    sender: Arc<SyncSender<Request>>,
+}
+
+/// The queue behind all doors.
+#[derive(Debug)]
+pub struct Requests {
+    receiver: Receiver<Request>,
+}
+
+/// A door and the queue behind it.
+#[must_use]
+pub fn door() -> (Door, Requests) {
+    let (sender, receiver) = sync_channel(MOST_WAITING);
+    let sender = Arc::new(sender);
+    (Door { sender }, Requests { receiver })
+}
+
+impl Command {
+    /// What it does, for the log.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::SetDetect { .. } => "set detect",
+            Self::SetBackground { .. } => "set background",
+            Self::SetQuery { .. } => "set query",
+            Self::RemoveQuery { .. } => "remove query",
+            Self::Snapshot { .. } => "snapshot",
+            Self::Reload => "reload",
+        }
     }
 }
 
-/// Carries out what a message asks for; anything that is no command is ignored.
-pub(super) fn carry_out(
-    message: &Incoming,
-    topics: &Topics,
-    stations: &mut [Station],
-    pipeline: &mut Pipeline,
-    live: &mut LiveState,
-    outlet: &Outlet,
-) {
-    let Some(command) = topics.command(&message.topic) else {
-        return;
-    };
-    let done = if message.retained {
-        Err("the command is retained, expected one that is not".to_owned())
-    } else {
-        match stations.iter_mut().find(|s| s.id().as_str() == command.camera) {
-            None => Err(format!("no camera {:?}", command.camera)),
-            Some(station) => {
-                let changed = change(command.what, &message.payload, station, pipeline, live, outlet);
-                station.say_queries(outlet);
-                changed
-            }
-        }
-    };
-    match done {
-        Ok(()) => info!(topic = message.topic, "command carried out"),
-        Err(error) => {
-            let error: String = error.chars().take(MAX_TEXT).collect();
-            warn!(topic = message.topic, error, "command refused");
-            outlet.refuse(&message.topic, error);
-        }
+impl Answer {
+    /// Whether whoever waited does not wait any more.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self, Self::Caller(sender) if sender.is_closed())
     }
-}
 
-/// Changes a station and keeps the change.
-fn change(
-    what: Asked<'_>,
-    body: &[u8],
-    station: &mut Station,
-    pipeline: &mut Pipeline,
-    live: &mut LiveState,
-    outlet: &Outlet,
-) -> Result<(), String> {
-    let id = station.id().to_string();
-    let mut kept: LiveCamera = live.camera(&id);
-    match what {
-        Asked::Detect => {
-            kept.detect = decode_switch(body).map_err(|e| e.to_string())?;
-            station.detect(kept.detect, outlet);
-        }
-        Asked::Background => {
-            let texts = if body.is_empty() {
-                None
-            } else {
-                Some(decode_texts(body).map_err(|e| e.to_string())?)
-            };
-            texts
-                .as_deref()
-                .map_or(Ok(()), check_background)
-                .map_err(|fault| fault.to_string())?;
-            // Without texts of its own, those of the configuration hold again.
-            station.set_background(texts.clone(), pipeline)?;
-            kept.background = texts;
-        }
-        Asked::Query(query) if body.is_empty() => {
-            station.delete_query(query, pipeline, outlet)?;
-            if station.is_configured(query) {
-                kept.queries.insert(query.to_owned(), None);
-            } else {
-                kept.queries.remove(query);
-            }
-        }
-        Asked::Query(query) => {
-            let message = QueryMessage::decode(body).map_err(|e| e.to_string())?;
-            station.set_query(query_of(query, &message)?, pipeline, outlet)?;
-            kept.queries.insert(query.to_owned(), Some(message));
-        }
-    }
-    let unkept = |error| warn!(camera = id, %error, "the change holds until the daemon ends: it cannot be kept");
-    live.keep(&id, kept).unwrap_or_else(unkept);
-    Ok(())
-}
-
-/// Applies what was kept from the last run; what cannot hold any more is told and left out.
-pub(super) fn restore(station: &mut Station, pipeline: &mut Pipeline, live: &LiveState, outlet: &Outlet) {
-    let kept = live.camera(station.id().as_str());
-    for (id, message) in &kept.queries {
-        let done = match message {
-            None => station.delete_query(id, pipeline, outlet),
-            Some(message) => query_of(id, message).and_then(|query| station.set_query(query, pipeline, outlet)),
+    /// Says what became of a command: to whoever asked, and to the log.
+    pub(super) fn give(self, command: &'static str, outcome: Outcome, outlet: &Outlet) {
+        let topic = match &self {
+            Self::Topic(topic) => topic.as_str(),
+            Self::Caller(_) | Self::Log => "",
         };
-        if let Err(error) = done {
-            warn!(camera = %station.id(), query = id, error, "a live query of the last run is left out");
+        match &outcome {
+            Ok(_) => info!(command, topic, "command carried out"),
+            Err(refusal) => warn!(command, topic, error = refusal.short(), "command refused"),
+        }
+        match (self, outcome) {
+            (Self::Topic(topic), Err(refusal)) => outlet.refuse(&topic, refusal.short()),
+            // Whoever has stopped waiting is not told.
+            (Self::Caller(sender), outcome) => drop(sender.send(outcome)),
+            (Self::Topic(_), Ok(_)) | (Self::Log, _) => {}
         }
     }
-    if let Some(texts) = kept.background
-        && let Err(error) = station.set_background(Some(texts), pipeline)
-    {
-        warn!(camera = %station.id(), error, "the background of the last run is left out");
+}
+
+impl Refusal {
+    /// Its text, which may quote what was sent, cut after 400 characters.
+    #[must_use]
+    pub fn short(&self) -> String {
+        self.to_string().chars().take(MAX_TEXT).collect()
     }
-    station.detect(kept.detect, outlet);
-    station.say_queries(outlet);
+}
+
+impl Door {
+    /// Hands a request in; never waits.
+    ///
+    /// # Errors
+    /// The request itself with [`Refusal::Busy`] or [`Refusal::Stopping`].
+    pub fn hand_in(&self, request: Request) -> Result<(), (Request, Refusal)> {
+        self.sender.try_send(request).map_err(|error| match error {
+            TrySendError::Full(request) => (request, Refusal::Busy),
+            TrySendError::Disconnected(request) => (request, Refusal::Stopping),
+        })
+    }
+
+    /// Hands a command in and waits until it is answered.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn ask(&self, command: Command) -> Outcome {
+        let (sender, answer) = oneshot::channel();
+        let answer_to = Answer::Caller(sender);
+        let request = Request {
+            command,
+            answer: answer_to,
+        };
+        self.hand_in(request).map_err(|(_, refusal)| refusal)?;
+        // The loop drops what it did not answer when it ends.
+        answer.await.unwrap_or(Err(Refusal::Stopping))
+    }
+}
+
+impl Requests {
+    /// The next request, if one waits.
+    #[must_use]
+    pub fn next(&self) -> Option<Request> {
+        match self.receiver.try_recv() {
+            Ok(request) => Some(request),
+            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
+        }
+    }
+}
+
+/// The command in a message from the broker; `None` if it is none.
+///
+/// # Errors
+/// Why it is refused before anybody looks at its camera: it is retained, too long, or no such message.
+pub(super) fn command_of(message: &Incoming, topics: &Topics) -> Option<Result<Command, Refusal>> {
+    let asked = topics.command(&message.topic)?;
+    if message.retained {
+        // It would come again after every connect, whatever was said since.
+        let text = "the command is retained, expected one that is not".to_owned();
+        return Some(Err(Refusal::Invalid(text)));
+    }
+    let (camera, body) = (asked.camera.to_owned(), &message.payload[..]);
+    let read = match asked.what {
+        Asked::Detect => decode_switch(body).map(|on| Command::SetDetect { camera, on }),
+        Asked::Background if body.is_empty() => Ok(Command::SetBackground { camera, texts: None }),
+        Asked::Background => decode_texts(body).map(|texts| Command::SetBackground {
+            camera,
+            texts: Some(texts),
+        }),
+        Asked::Query(id) if body.is_empty() => Ok(Command::RemoveQuery {
+            camera,
+            id: id.to_owned(),
+        }),
+        Asked::Query(id) => QueryMessage::decode(body).map(|query| Command::SetQuery {
+            camera,
+            id: id.to_owned(),
+            query: Box::new(query),
+        }),
+    };
+    Some(read.map_err(|error| Refusal::Invalid(error.to_string())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_message_becomes_a_query_with_the_file_s_defaults() {
-        let message = QueryMessage::decode(br##"{"prompts":["a cat"],"color":"#102030","max_age":1.5}"##).unwrap();
-        let query = query_of("cat", &message).unwrap();
-        assert_eq!(
-            (query.prompts.as_slice(), query.color, query.max_age),
-            (&["a cat".to_owned()][..], Some([16, 32, 48]), 1.5)
-        );
-        assert_eq!(
-            query_of("blue-pallet", &QueryMessage::default()).unwrap().prompts,
-            ["blue pallet"]
-        );
+    fn request() -> Request {
+        Request {
+            command: Command::Reload,
+            answer: Answer::Log,
+        }
     }
 
     #[test]
-    fn impossible_values_are_refused_as_in_the_file() {
-        for (id, body, expected) in [
-            ("Cat", "{}", "query id \"Cat\": expected 1 to 64 characters"),
-            ("frame", "{}", "query id \"frame\" is reserved"),
-            ("cat", r#"{"color":"red"}"#, "color is \"red\", expected #rrggbb"),
-            ("cat", r#"{"prompts":[]}"#, "0 prompts found, expected 1 to 16"),
-            ("cat", r#"{"prompts":[" "]}"#, "prompt of 1 characters found"),
-            (
-                "cat",
-                r#"{"threshold":1}"#,
-                "threshold is 1, expected a number between 0 and 1",
-            ),
-            ("cat", r#"{"max_age":1e30}"#, "max_age is 1e30"),
-            (
-                "cat",
-                r#"{"min_area":9,"max_area":8}"#,
-                "max_area is 8, expected at least min_area",
-            ),
-        ] {
-            let error = query_of(id, &QueryMessage::decode(body.as_bytes()).unwrap()).unwrap_err();
-            assert!(error.starts_with(expected) || error.contains("max_age is 1"), "{error}");
+    fn the_queue_is_bounded_and_says_so() {
+        let (door, requests) = door();
+        for _ in 0..MOST_WAITING {
+            door.clone().hand_in(request()).unwrap();
         }
+        assert_eq!(door.hand_in(request()).unwrap_err().1, Refusal::Busy);
+        assert!(requests.next().is_some());
+        door.hand_in(request()).unwrap();
+        drop(requests);
+        assert_eq!(door.hand_in(request()).unwrap_err().1, Refusal::Stopping);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_hears_when_the_loop_ends() {
+        let (door, requests) = door();
+        let answered = async {
+            let request = requests.next().expect("asked before");
+            drop(request);
+        };
+        let (outcome, ()) = tokio::join!(door.ask(Command::Reload), answered);
+        assert_eq!(outcome, Err(Refusal::Stopping));
+    }
+
+    #[test]
+    fn messages_become_commands() {
+        let topics = Topics::new("samclip").unwrap();
+        let message = |topic: &str, body: &'static [u8], retained| Incoming {
+            topic: topic.into(),
+            payload: body.into(),
+            retained,
+        };
+        let of = |topic: &str, body| command_of(&message(topic, body, false), &topics);
+        let camera = || "yard".to_owned();
+        assert_eq!(
+            of("samclip/yard/query/red/set", b""),
+            Some(Ok(Command::RemoveQuery {
+                camera: camera(),
+                id: "red".into()
+            }))
+        );
+        assert_eq!(
+            of("samclip/yard/background/set", b""),
+            Some(Ok(Command::SetBackground {
+                camera: camera(),
+                texts: None
+            }))
+        );
+        assert_eq!(of("samclip/yard/frame", b""), None);
+        let retained = command_of(&message("samclip/yard/detect/set", b"ON", true), &topics);
+        assert!(matches!(retained, Some(Err(Refusal::Invalid(_)))));
     }
 }

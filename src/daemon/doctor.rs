@@ -13,10 +13,10 @@ use crate::runtime::inventory;
 use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{self, Backend, RuntimeError, RuntimeOptions};
 
+use super::cameras::sources;
 use super::config::{Config, Mqtt};
 use super::directories::state_dir;
 use super::prepare::{size_of, try_writing};
-use super::run::sources;
 
 /// How long a broker may take for each step.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -5,40 +5,51 @@ use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::message::payload::{CameraStats, SCHEMA, SpoolMessage, StatsMessage};
+use crate::message::topic::CameraId;
 use crate::publish::mqtt::PublishStats;
 
-use super::config::{self, Config};
+use super::cameras::Delivery;
 use super::latest::Latest;
 use super::pipeline::{Detections, Pipeline};
-use super::run::Delivery;
+
+/// Frames of one camera.
+#[derive(Default)]
+struct Frames {
+    all: u64,
+    in_period: u64,
+}
 
 /// Counters for the stats message.
 pub(super) struct Health {
     started: Moment,
     pub(super) since: Moment,
-    frames: Vec<u64>,
-    frames_in_period: Vec<u64>,
+    /// By slot of the hand-off.
+    frames: BTreeMap<usize, Frames>,
     stages: BTreeMap<&'static str, Duration>,
 }
 
 impl Health {
-    pub(super) fn new(now: Moment, cameras: usize) -> Self {
-        let zeros = vec![0; cameras];
+    pub(super) fn new(now: Moment) -> Self {
         Self {
             started: now,
             since: now,
-            frames: zeros.clone(),
-            frames_in_period: zeros,
+            frames: BTreeMap::new(),
             stages: BTreeMap::new(),
         }
     }
 
     pub(super) fn count(&mut self, slot: usize, found: &Detections) {
-        self.frames[slot] += 1;
-        self.frames_in_period[slot] += 1;
+        let frames = self.frames.entry(slot).or_default();
+        frames.all += 1;
+        frames.in_period += 1;
         for (stage, time) in found.times.by_name() {
             *self.stages.entry(stage).or_default() += time;
         }
+    }
+
+    /// A slot is used no more.
+    pub(super) fn forget(&mut self, slot: usize) {
+        self.frames.remove(&slot);
     }
 
     /// Time of a stage that is not the pipeline's.
@@ -48,27 +59,29 @@ impl Health {
 
     pub(super) fn restart(&mut self, now: Moment) {
         self.since = now;
-        self.frames_in_period.fill(0);
+        self.frames.values_mut().for_each(|frames| frames.in_period = 0);
         self.stages.clear();
     }
 
-    pub(super) fn message(
+    /// The message; `cameras` are ids and slots.
+    pub(super) fn message<'a>(
         &self,
         pipeline: &Pipeline,
-        config: &Config,
+        cameras: impl Iterator<Item = (&'a CameraId, usize)>,
         latest: &Latest<Delivery>,
         now: Moment,
         published: &PublishStats,
     ) -> StatsMessage {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
-        let all = self.frames_in_period.iter().sum::<u64>().max(1) as f32;
-        let camera = |(slot, camera): (usize, &config::Camera)| {
+        let all = self.frames.values().map(|frames| frames.in_period).sum::<u64>().max(1) as f32;
+        let camera = |(id, slot): (&CameraId, usize)| {
+            let (frames, in_period) = self.frames.get(&slot).map_or((0, 0), |f| (f.all, f.in_period));
             let stats = CameraStats {
-                fps: self.frames_in_period[slot] as f32 / seconds,
-                frames: self.frames[slot],
+                fps: in_period as f32 / seconds,
+                frames,
                 skipped: latest.dropped(slot),
             };
-            (camera.id.to_string(), stats)
+            (id.to_string(), stats)
         };
         StatsMessage {
             schema: SCHEMA.into(),
@@ -91,7 +104,7 @@ impl Health {
                 damaged: spool.damaged,
                 failed: spool.failed,
             }),
-            cameras: config.cameras.iter().enumerate().map(camera).collect(),
+            cameras: cameras.map(camera).collect(),
             stage_ms: self
                 .stages
                 .iter()

@@ -1,5 +1,6 @@
 //! The hand-off from cameras to the one pipeline: one slot per camera, the newest frame wins, drops are counted.
 
+use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +14,18 @@ pub struct Latest<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    slots: Vec<Option<T>>,
-    dropped: Vec<u64>,
+    slots: BTreeMap<usize, Slot<T>>,
+    /// Number of the next slot that is added; no number comes twice.
+    added: usize,
+    /// Where the next look begins.
     next: usize,
     closed: bool,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    item: Option<T>,
+    dropped: u64,
 }
 
 /// What [`Latest::take`] found.
@@ -31,21 +40,40 @@ pub enum Taken<T> {
 }
 
 impl<T> Latest<T> {
-    /// Empty slots for `count` producers.
+    /// Empty slots for `count` producers, numbered from 0.
     #[must_use]
     pub fn new(count: usize) -> Self {
-        let slots = std::iter::repeat_with(|| None).take(count).collect();
         let state = State {
-            slots,
-            dropped: vec![0; count],
+            slots: BTreeMap::new(),
+            added: 0,
             next: 0,
             closed: false,
         };
-        Self {
+        let latest = Self {
             state: Mutex::new(state),
             filled: Condvar::new(),
             emptied: Condvar::new(),
+        };
+        for _ in 0..count {
+            latest.add();
         }
+        latest
+    }
+
+    /// A slot for one more producer.
+    pub fn add(&self) -> usize {
+        let mut state = self.lock();
+        let number = state.added;
+        state.added += 1;
+        let empty = Slot { item: None, dropped: 0 };
+        state.slots.insert(number, empty);
+        number
+    }
+
+    /// Removes a slot with what lies in it; what its producer puts from now on is ignored.
+    pub fn remove(&self, slot: usize) {
+        self.lock().slots.remove(&slot);
+        self.emptied.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -56,11 +84,14 @@ impl<T> Latest<T> {
     /// Puts an item into a slot; an item nobody took is dropped and counted. Unknown slots are ignored.
     pub fn put(&self, slot: usize, item: T) {
         let mut state = self.lock();
-        if state.closed || slot >= state.slots.len() {
+        if state.closed {
             return;
         }
-        if state.slots[slot].replace(item).is_some() {
-            state.dropped[slot] += 1;
+        let Some(slot) = state.slots.get_mut(&slot) else {
+            return;
+        };
+        if slot.item.replace(item).is_some() {
+            slot.dropped += 1;
         }
         drop(state);
         self.filled.notify_one();
@@ -68,7 +99,7 @@ impl<T> Latest<T> {
 
     /// Waits until the slot is empty and puts an item into it: for sources that can wait. Dropped once closed.
     pub fn put_when_empty(&self, slot: usize, item: T) {
-        let full = |s: &mut State<T>| !s.closed && s.slots.get(slot).is_some_and(Option::is_some);
+        let full = |s: &mut State<T>| !s.closed && s.slots.get(&slot).is_some_and(|slot| slot.item.is_some());
         drop(self.emptied.wait_while(self.lock(), full));
         self.put(slot, item);
     }
@@ -76,16 +107,16 @@ impl<T> Latest<T> {
     /// Waits for an item, at most `timeout`; slots take turns.
     pub fn take(&self, timeout: Duration) -> Taken<T> {
         let waited = self.filled.wait_timeout_while(self.lock(), timeout, |s| {
-            !s.closed && s.slots.iter().all(Option::is_none)
+            !s.closed && s.slots.values().all(|slot| slot.item.is_none())
         });
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let count = state.slots.len();
-        for step in 0..count {
-            let slot = (state.next + step) % count;
-            if let Some(item) = state.slots[slot].take() {
-                state.next = slot + 1;
+        let (mut guard, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *guard;
+        let (before, after): (Vec<_>, Vec<_>) = state.slots.iter_mut().partition(|(number, _)| **number < state.next);
+        for (number, slot) in after.into_iter().chain(before) {
+            if let Some(item) = slot.item.take() {
+                state.next = number + 1;
                 self.emptied.notify_all();
-                return Taken::Item(slot, item);
+                return Taken::Item(*number, item);
             }
         }
         if state.closed { Taken::Closed } else { Taken::Nothing }
@@ -107,7 +138,7 @@ impl<T> Latest<T> {
     /// Items of a slot that were dropped for newer ones.
     #[must_use]
     pub fn dropped(&self, slot: usize) -> u64 {
-        self.lock().dropped.get(slot).copied().unwrap_or(0)
+        self.lock().slots.get(&slot).map_or(0, |slot| slot.dropped)
     }
 }
 
@@ -136,6 +167,34 @@ mod tests {
         assert_eq!(latest.take(NOW), Taken::Item(2, 'c'));
         assert_eq!(latest.take(NOW), Taken::Item(0, 'b'));
         assert_eq!((latest.dropped(0), latest.dropped(9)), (0, 0));
+    }
+
+    #[test]
+    fn slots_come_and_go_while_others_are_in_use() {
+        let latest = Latest::new(2);
+        latest.put(0, 'a');
+        latest.put(1, 'b');
+        latest.remove(0);
+        let third = latest.add();
+        latest.put(0, 'x');
+        latest.put(third, 'c');
+        assert_eq!(
+            (latest.take(NOW), latest.take(NOW)),
+            (Taken::Item(1, 'b'), Taken::Item(third, 'c'))
+        );
+        assert_eq!((latest.take(NOW), latest.dropped(0)), (Taken::Nothing, 0));
+    }
+
+    #[test]
+    fn a_producer_that_waits_ends_with_its_slot() {
+        let latest = Latest::new(1);
+        latest.put(0, 1);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| latest.put_when_empty(0, 2));
+            latest.remove(0);
+            waiting.join().unwrap();
+        });
+        assert_eq!(latest.take(NOW), Taken::Nothing);
     }
 
     #[test]

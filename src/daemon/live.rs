@@ -53,10 +53,12 @@ struct LiveFile {
 }
 
 /// The changes of all cameras and the file they are kept in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct LiveState {
     path: Option<PathBuf>,
     cameras: BTreeMap<String, LiveCamera>,
+    /// Whether anything may be changed live; if not, what is kept does not hold.
+    open: bool,
 }
 
 impl LiveState {
@@ -78,12 +80,20 @@ impl LiveState {
         Self {
             path,
             cameras: cameras.unwrap_or_default(),
+            open: true,
         }
+    }
+
+    /// Sets whether anything may be changed live. Where nothing may, what was changed before is kept but does not hold:
+    /// nobody could take it back.
+    pub(super) fn set_open(&mut self, open: bool) {
+        self.open = open;
     }
 
     /// Changes of a camera.
     pub(super) fn camera(&self, id: &str) -> LiveCamera {
-        self.cameras.get(id).cloned().unwrap_or_default()
+        let kept = self.cameras.get(id).filter(|_| self.open);
+        kept.cloned().unwrap_or_default()
     }
 
     /// Keeps the changes of a camera.
@@ -145,6 +155,16 @@ mod tests {
         live.keep("yard", changed()).unwrap();
         let live = LiveState::read(Some(&state));
         assert_eq!((live.camera("yard"), live.camera("gate").detect), (changed(), true));
+    }
+
+    #[test]
+    fn where_nothing_may_be_changed_what_was_changed_does_not_hold() {
+        let mut live = LiveState::read(None);
+        live.keep("yard", changed()).unwrap();
+        live.set_open(false);
+        assert_eq!(live.camera("yard"), LiveCamera::default());
+        live.set_open(true);
+        assert_eq!(live.camera("yard"), changed());
     }
 
     #[test]

@@ -4,12 +4,20 @@
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
 //! says what would stop them, [`tune`] where to set a query's threshold.
 
+mod adopt;
 pub mod annotate;
-mod commands;
+pub mod asking;
+pub mod board;
+pub mod cameras;
+pub mod commands;
 pub mod config;
+#[cfg(feature = "dbus")]
+pub mod dbus;
 pub mod demo;
+mod desk;
 pub mod directories;
 pub mod doctor;
+pub mod embedder;
 mod health;
 pub mod install;
 pub mod latest;
@@ -20,11 +28,16 @@ mod outlet;
 pub mod pictures;
 pub mod pipeline;
 pub mod prepare;
+#[cfg(feature = "dbus")]
+pub mod query_command;
+mod reload;
 pub mod report;
 pub mod run;
 pub mod sample_frames;
 pub mod segment;
+mod serve;
 mod station;
 mod text_cache;
+mod texts;
 pub mod tune;
 pub mod words;

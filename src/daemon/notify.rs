@@ -78,6 +78,16 @@ impl Notifier {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
+    /// The configuration is read again; [`Self::ready`] ends that, whether or not it was put in force.
+    pub fn reloading(&self) {
+        let reloading = match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+            // Later versions of the protocol tell an old answer from a new one by the time.
+            Ok(now) => format!("RELOADING=1\nMONOTONIC_USEC={}", Duration::from(now).as_micros()),
+            Err(_) => "RELOADING=1".to_owned(),
+        };
+        self.send(&format!("{reloading}\nSTATUS=reading the configuration again"));
+    }
+
     /// What the daemon does, as one line.
     pub fn status(&self, status: &str) {
         self.send(&format!("STATUS={status}"));

@@ -1,48 +1,32 @@
-//! Where messages of the daemon go: the publisher, if there is one, and the topics.
+//! Where messages of the daemon go: the publisher, if there is one, with its topics, and the board.
 
+mod broker;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{error, warn};
 
 use crate::message::homeassistant::{Device, birth_topic};
 use crate::message::onvif;
 use crate::message::payload::{DetectStatus, FrameMessage};
+use crate::message::query::QueryMessage;
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
-use crate::publish::mqtt::{Incoming, PublishStats, Publisher};
-use crate::publish::spool::Spool;
+use crate::publish::mqtt::{Incoming, PublishStats, Settings};
 
-use super::config::Config;
-use super::directories::state_dir;
+use super::board::Board;
+use super::config::{self, Config};
+use broker::Broker;
+pub(super) use broker::broker_settings;
 
 /// How long the last messages may take when the daemon ends.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Opens the spool below the state directory; without one events are only in memory, which is no reason not to run.
-fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
-    let Some(dir) = state_dir(config.state.as_deref()) else {
-        warn!("no state directory: neither STATE_DIRECTORY nor HOME is set; events are lost while the broker is away");
-        return None;
-    };
-    let dir = dir.join("spool");
-    match Spool::open(&dir, most_bytes) {
-        Ok(spool) => {
-            let waiting = spool.stats().waiting;
-            if waiting > 0 {
-                info!(waiting, "events of the last run wait for the broker");
-            }
-            Some(spool)
-        }
-        Err(error) => {
-            warn!(dir = %dir.display(), %error, "no spool: events are lost while the broker is away");
-            None
-        }
-    }
-}
-
-/// The publisher, if the configuration has one, with its topics.
+/// The publisher, if the configuration has one, with its topics; and the board.
 pub(super) struct Outlet {
-    mqtt: Option<(Publisher, Topics)>,
-    cameras: Vec<CameraId>,
+    mqtt: Option<Broker>,
+    board: Board,
     /// Discovery prefix of Home Assistant, if it is to be told.
     home_assistant: Option<String>,
     /// Prefix of ONVIF metadata, if frames go out as such too.
@@ -53,31 +37,64 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn start(config: &Config) -> anyhow::Result<Self> {
-        let mqtt = match &config.mqtt {
-            None => None,
-            Some(mqtt) => {
-                let spool = open_spool(config, mqtt.spool_bytes).map(|spool| (spool, mqtt.topics.events()));
-                let mut settings = mqtt.settings()?;
-                if mqtt.commands {
-                    settings.subscriptions = mqtt.topics.commands();
-                }
-                settings
-                    .subscriptions
-                    .extend(mqtt.home_assistant.as_deref().map(birth_topic));
-                Some((Publisher::start_with(settings, spool)?, mqtt.topics.clone()))
-            }
+    pub(super) fn start(config: &Config, board: Board) -> anyhow::Result<Self> {
+        let mut outlet = Self {
+            mqtt: None,
+            board,
+            home_assistant: None,
+            onvif: None,
+            node: String::new(),
+            commands: false,
         };
-        let cameras = config.cameras.iter().map(|c| c.id.clone()).collect();
-        let settings = config.mqtt.as_ref();
-        Ok(Self {
-            mqtt,
-            cameras,
-            home_assistant: settings.and_then(|mqtt| mqtt.home_assistant.clone()),
-            onvif: settings.and_then(|mqtt| mqtt.onvif.clone()),
-            node: settings.map(|mqtt| mqtt.client_id.clone()).unwrap_or_default(),
-            commands: settings.is_some_and(|mqtt| mqtt.commands),
-        })
+        outlet.set_prefixes(config);
+        if let (Some(settings), Some(mqtt)) = (broker_settings(config)?, &config.mqtt) {
+            outlet.mqtt = Some(Broker::start(config, settings, mqtt)?);
+        }
+        config.cameras.iter().for_each(|camera| outlet.show(camera, true));
+        Ok(outlet)
+    }
+
+    fn set_prefixes(&mut self, config: &Config) {
+        let mqtt = config.mqtt.as_ref();
+        self.home_assistant = mqtt.and_then(|mqtt| mqtt.home_assistant.clone());
+        self.onvif = mqtt.and_then(|mqtt| mqtt.onvif.clone());
+        self.node = mqtt.map(|mqtt| mqtt.client_id.clone()).unwrap_or_default();
+        self.commands = mqtt.is_some_and(|mqtt| mqtt.commands);
+    }
+
+    /// Serves another configuration, with `settings` from [`broker_settings`]; whether everything has to be said again.
+    ///
+    /// A connection whose settings did not change goes on. Another one is opened after the old one has said goodbye: they
+    /// may have the same client id and the same spool.
+    pub(super) fn adopt(&mut self, config: &Config, settings: Option<Settings>) -> bool {
+        self.set_prefixes(config);
+        let wanted = settings.zip(config.mqtt.as_ref());
+        if let (Some(broker), Some((settings, mqtt))) = (&self.mqtt, &wanted)
+            && broker.serves(settings, mqtt)
+        {
+            return false;
+        }
+        self.close();
+        if let Some((settings, mqtt)) = wanted {
+            match Broker::start(config, settings, mqtt) {
+                Ok(broker) => self.mqtt = Some(broker),
+                Err(error) => error!(%error, "nothing is published any more; restart the daemon"),
+            }
+        }
+        true
+    }
+
+    /// Shows a camera on the board, with nothing known yet but this.
+    pub(super) fn show(&self, camera: &config::Camera, detect: bool) {
+        self.board.change(|state| {
+            let shown = state.cameras.entry(camera.id.to_string()).or_default();
+            shown.source.clone_from(&camera.source);
+            shown.detect = detect;
+        });
+    }
+
+    pub(super) fn board(&self) -> &Board {
+        &self.board
     }
 
     /// Whether anything that is handed over can reach anybody.
@@ -86,17 +103,29 @@ impl Outlet {
     }
 
     fn send(&self, topic: impl FnOnce(&Topics) -> Topic, body: Vec<u8>) {
-        if let Some((publisher, topics)) = &self.mqtt {
-            publisher.publish(topic(topics), body);
+        if let Some(broker) = &self.mqtt {
+            broker.publisher.publish(topic(&broker.topics), body);
         }
     }
 
     pub(super) fn status(&self, camera: &CameraId, status: DetectStatus) {
+        self.board.camera(camera.as_str(), |shown| shown.status = Some(status));
         self.send(|t| t.detect_status(camera), status.as_str().into());
     }
 
+    /// Says a state of every camera that is shown.
     pub(super) fn status_of_all(&self, status: DetectStatus) {
-        self.cameras.iter().for_each(|camera| self.status(camera, status));
+        for id in self.board.now().cameras.keys() {
+            // What is shown was a camera's id before.
+            if let Ok(camera) = CameraId::new(id) {
+                self.status(&camera, status);
+            }
+        }
+    }
+
+    /// Frames per second of a camera.
+    pub(super) fn rate(&self, camera: &str, fps: f32) {
+        self.board.camera(camera, |shown| shown.fps = f64::from(fps));
     }
 
     pub(super) fn frame(&self, camera: &CameraId, body: Vec<u8>) {
@@ -105,18 +134,24 @@ impl Outlet {
 
     /// The same frame as ONVIF metadata, if the configuration wants it.
     pub(super) fn metadata(&self, camera: &CameraId, message: &FrameMessage) {
-        if let (Some((publisher, _)), Some(prefix)) = (&self.mqtt, &self.onvif) {
-            publisher.publish(onvif::topic(prefix, camera), onvif::body(message));
+        if let (Some(broker), Some(prefix)) = (&self.mqtt, &self.onvif) {
+            broker
+                .publisher
+                .publish(onvif::topic(prefix, camera), onvif::body(message));
         }
     }
 
     pub(super) fn event(&self, body: Vec<u8>) {
-        if let Some((publisher, topics)) = &self.mqtt {
-            publisher.event(topics.events(), body);
+        if let Some(broker) = &self.mqtt {
+            broker.publisher.event(broker.topics.events(), body);
         }
     }
 
     pub(super) fn count(&self, camera: &CameraId, query: &QueryId, all: usize, active: usize) {
+        let counts = [all, active].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        self.board.camera(camera.as_str(), |shown| {
+            shown.detections.insert(query.to_string(), counts.into());
+        });
         self.send(|t| t.count(camera, query), all.to_string().into_bytes());
         self.send(|t| t.active(camera, query), active.to_string().into_bytes());
     }
@@ -130,24 +165,56 @@ impl Outlet {
     }
 
     pub(super) fn detect_state(&self, camera: &CameraId, on: bool) {
+        self.board.camera(camera.as_str(), |shown| shown.detect = on);
         self.send(
             |t| t.detect_state(camera),
             if on { b"ON".to_vec() } else { b"OFF".to_vec() },
         );
     }
 
-    pub(super) fn query_state(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
-        self.send(|t| t.query_state(camera, query), body);
+    /// All queries of a camera as they are in force.
+    pub(super) fn query_states(&self, camera: &CameraId, queries: &[(&QueryId, QueryMessage)]) {
+        let shown = queries.iter().map(|(id, state)| (id.to_string(), state.clone()));
+        let shown: Arc<BTreeMap<_, _>> = Arc::new(shown.collect());
+        self.board.camera(camera.as_str(), |camera| camera.queries = shown);
+        for (id, state) in queries {
+            match state.encode() {
+                Ok(body) => self.send(|t| t.query_state(camera, id), body),
+                Err(error) => warn!(%camera, query = %id, %error, "query state not published"),
+            }
+        }
     }
 
-    pub(super) fn background_state(&self, camera: &CameraId, body: Vec<u8>) {
-        self.send(|t| t.background_state(camera), body);
+    /// What the queries of a camera compete with; nothing for the model's own texts.
+    pub(super) fn background_state(&self, camera: &CameraId, texts: &[String]) {
+        self.board
+            .camera(camera.as_str(), |shown| shown.background = Arc::new(texts.to_vec()));
+        match serde_json::to_vec(texts) {
+            Ok(body) => self.send(|t| t.background_state(camera), body),
+            Err(error) => warn!(%camera, %error, "background state not published"),
+        }
     }
 
-    /// Withdraws everything the broker keeps of a query.
+    /// Withdraws everything that is kept of a query.
     pub(super) fn forget(&self, camera: &CameraId, query: &QueryId) {
+        self.board.camera(camera.as_str(), |shown| {
+            shown.detections.remove(query.as_str());
+        });
         for topic in [Topics::count, Topics::active, Topics::snapshot, Topics::query_state] {
             self.send(|t| topic(t, camera, query), Vec::new());
+        }
+    }
+
+    /// Withdraws everything that is kept of a camera itself: the configuration has it no more.
+    pub(super) fn withdraw(&self, camera: &CameraId) {
+        self.board.change(|state| {
+            state.cameras.remove(camera.as_str());
+        });
+        for topic in [Topics::detect_status, Topics::detect_state, Topics::background_state] {
+            self.send(|t| topic(t, camera), Vec::new());
+        }
+        if let (Some(broker), Some(device)) = (&self.mqtt, self.device(camera, &[], &[], false)) {
+            broker.publisher.publish(device.topic(), Vec::new());
         }
     }
 
@@ -156,19 +223,30 @@ impl Outlet {
         self.send(|t| t.error_of(command), error.into_bytes());
     }
 
+    /// A camera as Home Assistant is told of it, if the configuration wants that.
+    fn device<'a>(
+        &'a self,
+        camera: &'a CameraId,
+        queries: &'a [&'a QueryId],
+        removed: &'a [&'a QueryId],
+        snapshots: bool,
+    ) -> Option<Device<'a>> {
+        let prefix = self.home_assistant.as_deref()?;
+        Some(Device {
+            prefix,
+            node: &self.node,
+            camera,
+            queries,
+            removed,
+            snapshots,
+            commands: self.commands,
+        })
+    }
+
     /// Describes a camera to Home Assistant, if the configuration wants it.
     pub(super) fn describe(&self, camera: &CameraId, queries: &[&QueryId], removed: &[&QueryId], snapshots: bool) {
-        if let (Some((publisher, topics)), Some(prefix)) = (&self.mqtt, &self.home_assistant) {
-            let device = Device {
-                prefix,
-                node: &self.node,
-                camera,
-                queries,
-                removed,
-                snapshots,
-                commands: self.commands,
-            };
-            publisher.publish(device.topic(), device.body(topics));
+        if let (Some(broker), Some(device)) = (&self.mqtt, self.device(camera, queries, removed, snapshots)) {
+            broker.publisher.publish(device.topic(), device.body(&broker.topics));
         }
     }
 
@@ -180,9 +258,8 @@ impl Outlet {
 
     /// Messages from the broker since the last call, with the topics to understand them.
     pub(super) fn incoming(&self) -> Option<(Vec<Incoming>, &Topics)> {
-        self.mqtt
-            .as_ref()
-            .map(|(publisher, topics)| (publisher.incoming(), topics))
+        let broker = self.mqtt.as_ref()?;
+        Some((broker.publisher.incoming(), &broker.topics))
     }
 
     pub(super) fn stats(&self, body: Vec<u8>) {
@@ -192,31 +269,36 @@ impl Outlet {
     pub(super) fn counters(&self) -> PublishStats {
         self.mqtt
             .as_ref()
-            .map(|(publisher, _)| publisher.stats())
+            .map(|broker| broker.publisher.stats())
             .unwrap_or_default()
     }
 
     /// Says `offline` for every camera and ends; waits a little for a connection, which may be younger than the failure.
-    pub(super) fn give_up(self) {
+    pub(super) fn give_up(mut self) {
         self.status_of_all(DetectStatus::Offline);
-        if let Some((publisher, _)) = &self.mqtt {
+        if let Some(broker) = &self.mqtt {
             // Without a broker nobody can be told; the failure itself goes to the log either way.
-            let _ = publisher.wait_connected(GRACE);
+            let _ = broker.publisher.wait_connected(GRACE);
         }
-        self.stop();
+        self.close();
     }
 
     /// Says `offline` for every camera where the program ends next; that it ended is then the broker's to say.
     pub(super) fn say_offline(&self) {
         self.status_of_all(DetectStatus::Offline);
-        if let Some((publisher, _)) = &self.mqtt {
-            let _ = publisher.wait_sent(GRACE);
+        if let Some(broker) = &self.mqtt {
+            let _ = broker.publisher.wait_sent(GRACE);
         }
     }
 
-    pub(super) fn stop(self) {
-        if let Some((publisher, _)) = self.mqtt
-            && !publisher.stop(GRACE)
+    pub(super) fn stop(mut self) {
+        self.close();
+    }
+
+    /// Says goodbye to the broker, if there is one.
+    fn close(&mut self) {
+        if let Some(broker) = self.mqtt.take()
+            && !broker.publisher.stop(GRACE)
         {
             warn!("the broker did not acknowledge the last messages");
         }

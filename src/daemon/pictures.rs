@@ -7,6 +7,7 @@ use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
+use crate::vision::geometry::FrameSize;
 use crate::vision::refine::RefinedMask;
 
 use super::annotate::{Annotation, annotate, colour};
@@ -74,13 +75,23 @@ const JPEG_QUALITY: u8 = 80;
 /// What the encoder says: a side longer than 65,535 pixels.
 pub fn snapshot(pipeline: &Pipeline, found: &Detections, query: usize) -> Result<Vec<u8>, image::ImageError> {
     let only: Vec<_> = found.masks.iter().filter(|m| m.query == query).collect();
-    let rgb = drawn(pipeline, found, &only);
+    jpeg(&drawn(pipeline, found, &only), found.size)
+}
+
+/// The last frame with nothing drawn on it, as JPEG.
+///
+/// # Errors
+/// As [`snapshot`].
+pub fn plain_jpeg(pipeline: &Pipeline, found: &Detections) -> Result<Vec<u8>, image::ImageError> {
+    jpeg(pipeline.rgb(), found.size)
+}
+
+fn jpeg(rgb: &[u8], size: FrameSize) -> Result<Vec<u8>, image::ImageError> {
     let mut bytes = Vec::new();
-    let (width, height) = (found.size.width() as u32, found.size.height() as u32);
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(
-        &rgb,
-        width,
-        height,
+        rgb,
+        size.width() as u32,
+        size.height() as u32,
         ExtendedColorType::Rgb8,
     )?;
     Ok(bytes)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::contract::{Bundle, BundleError, Manifest};
@@ -13,9 +13,10 @@ use crate::vision::frame::{CaptureTime, Frame, Sequence};
 use crate::vision::geometry::FrameSize;
 use crate::vision::pixels::PixelError;
 use crate::vision::preprocess::Preprocessor;
-use crate::vision::query::{PromptRules, Queries, QueryError, score};
+use crate::vision::query::{PromptRules, QueryError, score};
 use crate::vision::refine::{RefineRules, RefinedMask, refine};
 
+use super::embedder::{QueryEmbedder, QuerySet};
 use super::words::{WordCounts, Words, WordsError};
 
 /// What to look for.
@@ -33,13 +34,6 @@ pub struct QuerySpec {
     pub max_area: Option<usize>,
     /// Colour in pictures, red, green, blue; `None` for one chosen by position.
     pub color: Option<[u8; 3]>,
-}
-
-/// Queries with their embeddings, ready for one model; made by [`Pipeline::prepare_queries`].
-#[derive(Clone, Debug, Default)]
-pub struct QuerySet {
-    specs: Vec<QuerySpec>,
-    queries: Queries,
 }
 
 impl QuerySpec {
@@ -163,7 +157,7 @@ pub struct Pipeline {
     nodes: BTreeMap<String, usize>,
     encoder: Box<dyn ImageEncoder>,
     decoder: Box<dyn MaskDecoder>,
-    words: Words,
+    embedder: Arc<Mutex<QueryEmbedder>>,
     preprocessor: Preprocessor,
     features: Features,
     asked: Arc<QuerySet>,
@@ -211,10 +205,9 @@ impl Pipeline {
             nodes,
         } = engine;
         let manifest = bundle.manifest.clone();
-        let mut words = Words::new(bundle, text, cache).map_err(PipelineError::Vocabulary)?;
-        let background = embed_background(&mut words, &manifest.background)?;
-        let queries = Queries::new(manifest.encoder.embed_dim, &[], &background)?;
-        let specs = Vec::new();
+        let words = Words::new(bundle, text, cache).map_err(PipelineError::Vocabulary)?;
+        let mut embedder = QueryEmbedder::new(words, &manifest);
+        let asked = embedder.embed(&[], None)?;
         Ok(Self {
             model: format!("{}@{}", manifest.name, bundle.id()),
             preprocessor: Preprocessor::new(&manifest.encoder),
@@ -225,9 +218,9 @@ impl Pipeline {
             nodes,
             encoder,
             decoder,
-            words,
+            embedder: Arc::new(Mutex::new(embedder)),
             features: Features::default(),
-            asked: Arc::new(QuerySet { specs, queries }),
+            asked,
             prompt_rules: PromptRules::default(),
             refine_rules: RefineRules {
                 min_area: 1,
@@ -247,18 +240,28 @@ impl Pipeline {
 
     /// Embeds queries without asking them yet: every camera may have its own, and [`Self::ask`] changes between them.
     ///
-    /// `background` are the texts they compete with; `None` means the bundle's.
+    /// `background` are the texts they compete with; `None` means the bundle's. Takes as long as the text encoder needs
+    /// for what was never asked before.
     ///
     /// # Errors
     /// [`PipelineError`] for a text that cannot be embedded or an impossible threshold.
     pub fn prepare_queries(
-        &mut self,
+        &self,
         specs: &[QuerySpec],
         background: Option<&[String]>,
     ) -> Result<Arc<QuerySet>, PipelineError> {
-        let prepared = self.embed_queries(specs, background);
-        self.words.release();
-        prepared
+        self.lock_embedder().prepare(specs, background)
+    }
+
+    /// What makes embeddings of queries, for a thread that does so while frames go on: [`Self::run`] never waits for it.
+    #[must_use]
+    pub fn embedder(&self) -> Arc<Mutex<QueryEmbedder>> {
+        Arc::clone(&self.embedder)
+    }
+
+    fn lock_embedder(&self) -> MutexGuard<'_, QueryEmbedder> {
+        // an embedding is stored whole or not at all
+        self.embedder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The queries in use, to be asked again later.
@@ -272,41 +275,16 @@ impl Pipeline {
         self.asked = Arc::clone(queries);
     }
 
-    fn embed_queries(
-        &mut self,
-        specs: &[QuerySpec],
-        background: Option<&[String]>,
-    ) -> Result<Arc<QuerySet>, PipelineError> {
-        let mut embedded = Vec::with_capacity(specs.len());
-        for spec in specs {
-            let embedding = self
-                .words
-                .embed_all(&spec.prompts)
-                .map_err(|source| PipelineError::Words {
-                    id: spec.id.clone(),
-                    source,
-                })?;
-            embedded.push((embedding, spec.threshold.unwrap_or(self.manifest.calibration.threshold)));
-        }
-        let background = background.unwrap_or(&self.manifest.background);
-        let competitors = embed_background(&mut self.words, &competitors(background, specs))?;
-        let queries = Queries::new(self.manifest.encoder.embed_dim, &embedded, &competitors)?;
-        Ok(Arc::new(QuerySet {
-            specs: specs.to_vec(),
-            queries,
-        }))
-    }
-
     /// The queries in use.
     #[must_use]
     pub fn queries(&self) -> &[QuerySpec] {
-        &self.asked.specs
+        self.asked.specs()
     }
 
     /// Score threshold of a query, in (0, 1).
     #[must_use]
     pub fn threshold(&self, query: usize) -> f32 {
-        let own = self.asked.specs.get(query).and_then(|s| s.threshold);
+        let own = self.asked.specs().get(query).and_then(|s| s.threshold);
         own.unwrap_or(self.manifest.calibration.threshold)
     }
 
@@ -343,7 +321,7 @@ impl Pipeline {
     /// Where the embeddings of queries and background prompts came from.
     #[must_use]
     pub fn word_counts(&self) -> WordCounts {
-        self.words.counts()
+        self.lock_embedder().counts()
     }
 
     /// The bundle's manifest.
@@ -373,7 +351,7 @@ impl Pipeline {
         times.preprocess = lap();
         self.encoder.encode(self.preprocessor.tensor(), &mut self.features)?;
         times.encoder = lap();
-        let scores = score(&self.features, &self.asked.queries, &self.manifest, letterbox)?;
+        let scores = score(&self.features, self.asked.queries(), &self.manifest, letterbox)?;
         let low_res_side = self.manifest.encoder.low_res_side();
         let prompts = scores.prompts(&self.prompt_rules, low_res_side, self.manifest.decoder.points);
         let best = (0..scores.queries()).map(|q| scores.best(q)).collect();
@@ -384,7 +362,7 @@ impl Pipeline {
         masks.retain(|m| {
             let area = m.mask.area();
             let fits = |s: &QuerySpec| area >= s.min_area && s.max_area.is_none_or(|most| area <= most);
-            self.asked.specs.get(m.query).is_some_and(fits)
+            self.asked.specs().get(m.query).is_some_and(fits)
         });
         masks.sort_by(|a, b| b.score.total_cmp(&a.score));
         times.refine = lap();
@@ -399,41 +377,9 @@ impl Pipeline {
     }
 }
 
-/// Background prompts that no query asks for itself, since a text must not compete with itself; all if none is left.
-fn competitors(background: &[String], specs: &[QuerySpec]) -> Vec<String> {
-    let plain = |text: &str| text.trim().to_lowercase();
-    let asked: Vec<String> = specs.iter().flat_map(|s| &s.prompts).map(|p| plain(p)).collect();
-    let kept: Vec<String> = background
-        .iter()
-        .filter(|name| !asked.contains(&plain(name)))
-        .cloned()
-        .collect();
-    if kept.is_empty() { background.to_vec() } else { kept }
-}
-
-fn embed_background(words: &mut Words, background: &[String]) -> Result<Vec<Vec<f32>>, PipelineError> {
-    let embedded = background
-        .iter()
-        .map(|text| words.embed(text))
-        .collect::<Result<_, _>>();
-    embedded.map_err(|source| PipelineError::Words {
-        id: "background".into(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_background_text_that_is_asked_for_does_not_compete_with_itself() {
-        let background = ["wall".to_owned(), "Sky".to_owned()];
-        let asked = |text: &str| competitors(&background, &[QuerySpec::from_text(text)]);
-        assert_eq!(asked(" sky"), ["wall"]);
-        assert_eq!(asked("cat"), background);
-        assert_eq!(competitors(&background[..1], &[QuerySpec::from_text("wall")]), ["wall"]);
-    }
 
     #[test]
     fn ids_are_made_of_the_text() {

@@ -129,7 +129,7 @@ fn make(options: &PrepareOptions, reporter: &Reporter<'_>) -> anyhow::Result<()>
         options.queries.len(),
         options.background.as_ref().unwrap_or(&bundle.manifest.background).len()
     ));
-    let mut pipeline = Pipeline::new(&bundle, engine, options.runtime.cache.as_deref())?;
+    let pipeline = Pipeline::new(&bundle, engine, options.runtime.cache.as_deref())?;
     pipeline.prepare_queries(&options.queries, options.background.as_deref())?;
     let counts = pipeline.word_counts();
     reporter.line(&format!(

@@ -1,68 +1,40 @@
 //! `samclipd run`: one thread per camera, one pipeline for all of them, messages out; keeps going whatever fails.
 //!
 //! The broker is connected before the model is opened: where an engine must be built first, which may take minutes, every
-//! camera says `building_engine` meanwhile.
+//! camera says `building_engine` meanwhile. D-Bus is there from the beginning too.
 
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::capture::{self, CaptureError, FrameSource, Scheme, SourceUri};
 use crate::clock::Clock;
 use crate::message::payload::DetectStatus;
-use crate::message::topic::CameraId;
 use crate::runtime::progress::{Progress, Stage};
 use crate::runtime::{Backend, Provider, RuntimeError, RuntimeOptions};
-use crate::vision::frame::Frame;
 
-use super::commands::{carry_out, restore};
+use super::board::{Board, Phase};
+use super::cameras::sources;
+use super::commands::{Door, Requests, door};
 use super::config::{self, Config};
 use super::directories::{cache_dir, state_dir};
-use super::health::Health;
-use super::latest::{Latest, Taken};
 use super::live::LiveState;
 use super::notify::Notifier;
 use super::outlet::Outlet;
-use super::pipeline::{Detections, Pipeline, PipelineError, QuerySpec};
-use super::station::Station;
-
-/// First and longest pause before a source that failed is opened again; the pause doubles.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+use super::pipeline::{Pipeline, PipelineError};
+use super::reload::takes_commands;
+use super::serve::{Service, Start};
+use super::texts::prepare_cameras;
 
 /// Pause between two looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How long opening the model may go on after the daemon was stopped.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Distance of two stats messages.
-const STATS_PERIOD: Duration = Duration::from_secs(10);
-
-/// What a camera's thread hands to the pipeline.
-#[derive(Debug)]
-pub(super) enum Delivery {
-    /// The newest frame.
-    Frame(Frame),
-    /// There will be none for a while.
-    Gone,
-}
-
-/// Parses the sources of all cameras, so that nothing is opened before the whole configuration is valid.
-///
-/// # Errors
-/// [`CaptureError::Uri`] for the first source that is not understood.
-pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
-    let parse = |camera: &config::Camera| {
-        let mut uri = SourceUri::from_str(&camera.source)?;
-        uri.fps = uri.fps.or(camera.fps.map(|f| f as f32));
-        Ok(uri)
-    };
-    config.cameras.iter().map(parse).collect()
-}
 
 /// How the configuration wants the graphs opened.
 #[must_use]
@@ -98,18 +70,41 @@ pub fn provider(provider: config::Provider) -> Provider {
     }
 }
 
-/// Queries as the pipeline knows them.
-#[must_use]
-pub fn query_specs(queries: &[config::Query]) -> Vec<QuerySpec> {
-    let spec = |q: &config::Query| QuerySpec {
-        id: q.id.to_string(),
-        prompts: q.prompts.clone(),
-        threshold: q.threshold,
-        min_area: usize::try_from(q.min_area).unwrap_or(usize::MAX),
-        max_area: q.max_area.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
-        color: q.color,
-    };
-    queries.iter().map(spec).collect()
+/// What is around the daemon: who is told, and who may ask.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// The service manager.
+    pub notifier: Notifier,
+    /// The file that the configuration was read from; a reload reads it again, and is refused without one.
+    pub file: Option<PathBuf>,
+    /// Set to ask for a reload, as SIGHUP does.
+    pub hangup: Arc<AtomicBool>,
+    /// What anybody may know.
+    pub board: Board,
+    door: Door,
+    requests: Requests,
+}
+
+impl Surroundings {
+    /// A service manager, and nobody who asks yet.
+    #[must_use]
+    pub fn new(notifier: Notifier) -> Self {
+        let (door, requests) = door();
+        Self {
+            notifier,
+            file: None,
+            hangup: Arc::default(),
+            board: Board::new(),
+            door,
+            requests,
+        }
+    }
+
+    /// Where commands are handed in.
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
 }
 
 /// Tells every camera's subscribers that an engine is being built.
@@ -126,7 +121,10 @@ impl Progress for Announce<'_> {
         self.notifier
             .set_building(matches!(stage, Stage::BuildEngine(_) | Stage::WaitForBuild(_)));
         match stage {
-            Stage::BuildEngine(_) | Stage::WaitForBuild(_) => self.outlet.status_of_all(DetectStatus::BuildingEngine),
+            Stage::BuildEngine(_) | Stage::WaitForBuild(_) => {
+                self.outlet.board().phase(Phase::BuildingEngine);
+                self.outlet.status_of_all(DetectStatus::BuildingEngine);
+            }
             Stage::VerifyEngine(_) | Stage::LoadEngine(_) => {}
         }
     }
@@ -136,22 +134,35 @@ impl Progress for Announce<'_> {
     }
 }
 
-/// Runs until `stop` is set or every source has come to its end.
+/// Runs until `stop` is set or every source has come to its end, with the service manager that started the process.
 ///
 /// # Errors
 /// What makes the daemon useless from the start: a model that cannot be opened, a query that is refused, credentials
 /// that cannot be read. Cameras and the broker may come and go.
 pub fn run(config: &Config, clock: &Arc<dyn Clock>, stop: &AtomicBool) -> anyhow::Result<()> {
+    run_in(config, clock, stop, Surroundings::new(Notifier::from_env()))
+}
+
+/// As [`run`], in surroundings of one's own.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    stop: &AtomicBool,
+    surroundings: Surroundings,
+) -> anyhow::Result<()> {
     let options = runtime_options(config);
     if options.cache.is_none() {
         warn!("no cache directory: neither CACHE_DIRECTORY nor HOME is set; set cache under [runtime]");
     }
-    run_with(config, clock, stop, &Notifier::from_env(), |progress| {
+    run_with(config, clock, stop, surroundings, |progress| {
         Pipeline::open_watched(&config.model, &options, progress)
     })
 }
 
-/// As [`run`], with a model that `open` opens and a service manager of its own.
+/// As [`run_in`], with a model that `open` opens.
 ///
 /// # Errors
 /// As [`run`].
@@ -159,27 +170,41 @@ pub fn run_with(
     config: &Config,
     clock: &Arc<dyn Clock>,
     stop: &AtomicBool,
-    notifier: &Notifier,
+    surroundings: Surroundings,
     open: impl FnOnce(&dyn Progress) -> Result<Pipeline, PipelineError>,
 ) -> anyhow::Result<()> {
-    let sources = sources(config)?;
-    let outlet = Outlet::start(config)?;
+    sources(config)?;
+    let Surroundings {
+        notifier,
+        file,
+        hangup,
+        board,
+        door,
+        requests,
+    } = surroundings;
+    let outlet = Outlet::start(config, board.clone())?;
+    let _bus = open_bus(config, &board, door);
+    let mut live = LiveState::read(state_dir(config.state.as_deref()).as_deref());
+    live.set_open(takes_commands(config));
     let announce = Announce {
         outlet: &outlet,
-        notifier,
+        notifier: &notifier,
         stop,
     };
     notifier.status("opening the model");
-    let opened = ending_if_stopped(stop, &outlet, notifier, || {
-        let mut pipeline = open(&announce)?;
+    let opened = ending_if_stopped(stop, &outlet, &notifier, || {
+        let pipeline = open(&announce)?;
         notifier.set_building(false);
-        let asked = pipeline.prepare_queries(&query_specs(&config.queries), config.background.as_deref())?;
-        pipeline.ask(&asked);
-        Ok(pipeline)
+        let embedder = pipeline.embedder();
+        let mut embedder = embedder.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = prepare_cameras(&mut embedder, config, &live)?;
+        drop(embedder);
+        Ok((pipeline, prepared))
     });
-    let mut pipeline = match opened {
-        Ok(pipeline) => pipeline,
+    let (pipeline, prepared) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
+            board.phase(Phase::Stopping);
             notifier.stopping();
             outlet.give_up();
             return match error {
@@ -191,6 +216,28 @@ pub fn run_with(
             };
         }
     };
+    tell_model(&pipeline, config, &board);
+    let mut service = Service::start(Start {
+        pipeline,
+        config: config.clone(),
+        prepared,
+        live,
+        outlet,
+        requests,
+        file,
+        notifier: &notifier,
+        clock,
+    })?;
+    notifier.ready(&service.summary());
+    let ended = service.run(stop, &hangup);
+    board.phase(Phase::Stopping);
+    notifier.stopping();
+    service.stop();
+    info!("stopped");
+    ended
+}
+
+fn tell_model(pipeline: &Pipeline, config: &Config, board: &Board) {
     for note in pipeline.notes() {
         info!(note, "runtime");
     }
@@ -198,38 +245,28 @@ pub fn run_with(
         model = pipeline.model(),
         provider = pipeline.provider(),
         precision = pipeline.precision(),
-        cameras = sources.len(),
+        cameras = config.cameras.len(),
         "started"
     );
-    let latest = Latest::new(sources.len());
-    let ended = std::thread::scope(|scope| {
-        let cameras: Vec<_> = sources
-            .iter()
-            .enumerate()
-            .map(|(slot, uri)| {
-                let (latest, clock) = (&latest, Arc::clone(clock));
-                scope.spawn(move || watch(slot, uri, latest, &clock, stop))
-            })
-            .collect();
-        notifier.ready(&format!("{} on {}", pipeline.model(), pipeline.provider()));
-        let result = serve(
-            &mut pipeline,
-            config,
-            &latest,
-            &outlet,
-            notifier,
-            clock.as_ref(),
-            stop,
-            || cameras.iter().all(std::thread::ScopedJoinHandle::is_finished),
-        );
-        // Cameras see the closed hand-off and end, whatever ended the pipeline.
-        latest.close();
-        notifier.stopping();
-        result
+    board.change(|state| {
+        (state.model, state.provider) = (pipeline.model().into(), pipeline.provider().into());
     });
-    outlet.stop();
-    info!("stopped");
-    ended
+}
+
+/// The daemon on D-Bus, if the configuration wants it there, until this is dropped.
+#[cfg(feature = "dbus")]
+fn open_bus(config: &Config, board: &Board, door: Door) -> Option<super::dbus::Bus> {
+    let started = config
+        .dbus
+        .enabled
+        .then(|| super::dbus::Bus::start(&config.dbus, board, door))?;
+    started.inspect_err(|error| warn!(%error, "nothing is on D-Bus")).ok()
+}
+
+/// This build has no D-Bus.
+#[cfg(not(feature = "dbus"))]
+fn open_bus(_: &Config, _: &Board, _: Door) -> Option<std::convert::Infallible> {
+    None
 }
 
 /// Opens the model; if `stop` is set meanwhile and that is not noticed soon, says so and ends the program.
@@ -254,147 +291,4 @@ fn ending_if_stopped<T>(stop: &AtomicBool, outlet: &Outlet, notifier: &Notifier,
         drop(opening);
         result
     })
-}
-
-/// Feeds one slot from one source; opens it again after every failure, until the end of the source or `stop`.
-fn watch(slot: usize, uri: &SourceUri, latest: &Latest<Delivery>, clock: &Arc<dyn Clock>, stop: &AtomicBool) {
-    let stopping = || stop.load(Ordering::Relaxed) || latest.is_closed();
-    // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
-    let mut pause = RETRY.0;
-    while !stopping() {
-        let error = match capture::open(uri, Arc::clone(clock)) {
-            Err(error) => error,
-            Ok(mut source) => {
-                info!(source = source.description(), "source opened");
-                match feed(slot, uri, source.as_mut(), latest, &stopping, &mut pause) {
-                    Ok(()) => break,
-                    Err(error) => error,
-                }
-            }
-        };
-        latest.put_when_empty(slot, Delivery::Gone);
-        warn!(source = uri.text, %error, retry_s = pause.as_secs_f32(), "source failed");
-        let until = clock.now().monotonic + pause;
-        while !stopping() && clock.now().monotonic < until {
-            clock.sleep(TICK);
-        }
-        pause = (pause * 2).min(RETRY.1);
-    }
-    latest.put_when_empty(slot, Delivery::Gone);
-}
-
-fn feed(
-    slot: usize,
-    uri: &SourceUri,
-    source: &mut dyn FrameSource,
-    latest: &Latest<Delivery>,
-    stopping: &dyn Fn() -> bool,
-    pause: &mut Duration,
-) -> Result<(), CaptureError> {
-    let lossless = uri.scheme != Scheme::V4l2 && uri.fps.is_none();
-    while !stopping() {
-        let Some(frame) = source.next_frame()? else {
-            info!(source = uri.text, lost = source.lost(), "end of source");
-            return Ok(());
-        };
-        *pause = RETRY.0;
-        if lossless {
-            latest.put_when_empty(slot, Delivery::Frame(frame));
-        } else {
-            latest.put(slot, Delivery::Frame(frame));
-        }
-    }
-    Ok(())
-}
-
-/// Whether queries may be changed over MQTT.
-fn commands(config: &Config) -> bool {
-    config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
-}
-
-/// Takes frames through the pipeline and sends what it finds.
-#[allow(clippy::too_many_arguments)] // called once; each is another part of the daemon
-fn serve(
-    pipeline: &mut Pipeline,
-    config: &Config,
-    latest: &Latest<Delivery>,
-    outlet: &Outlet,
-    notifier: &Notifier,
-    clock: &dyn Clock,
-    stop: &AtomicBool,
-    sources_ended: impl Fn() -> bool,
-) -> anyhow::Result<()> {
-    let asked = pipeline.asked();
-    let station = |camera| Station::new(camera, config, Arc::clone(&asked));
-    let mut stations: Vec<Station> = config.cameras.iter().map(station).collect();
-    let mut live = LiveState::read(
-        state_dir(config.state.as_deref())
-            .as_deref()
-            .filter(|_| commands(config)),
-    );
-    for station in &mut stations {
-        restore(station, pipeline, &live, outlet);
-    }
-    let mut health = Health::new(clock.now(), config.cameras.len());
-    let mut failing = false;
-    while !stop.load(Ordering::Relaxed) {
-        if let Some((messages, topics)) = outlet.incoming() {
-            for message in &messages {
-                if outlet.is_birth(message) {
-                    stations.iter().for_each(|station| station.say_queries(outlet));
-                }
-                carry_out(message, topics, &mut stations, pipeline, &mut live, outlet);
-            }
-        }
-        // Asked before looking, so that the last frame of the last source is not missed.
-        let ended = sources_ended();
-        match latest.take(TICK) {
-            Taken::Closed => break,
-            Taken::Nothing if ended => break,
-            Taken::Nothing => {}
-            Taken::Item(slot, Delivery::Gone) => stations[slot].gone(outlet),
-            Taken::Item(slot, Delivery::Frame(_)) if !stations[slot].detects() => stations[slot].idle(outlet),
-            Taken::Item(slot, Delivery::Frame(frame)) => {
-                let station = &mut stations[slot];
-                pipeline.ask(station.asked());
-                match pipeline.run(&frame) {
-                    Ok(found) => {
-                        failing = false;
-                        health.count(slot, &found);
-                        log_detections(station.id(), pipeline, &found);
-                        let before = clock.now();
-                        station.observe(pipeline, &found, before, outlet);
-                        health.add("report", clock.now().since(before));
-                    }
-                    Err(error) if !failing => {
-                        failing = true;
-                        warn!(%error, "frame not processed; logged again after the next good frame");
-                    }
-                    Err(error) => debug!(%error, "frame not processed"),
-                }
-            }
-        }
-        if !failing {
-            notifier.alive(Instant::now());
-        }
-        let now = clock.now();
-        if now.since(health.since) >= STATS_PERIOD {
-            outlet.stats(
-                health
-                    .message(pipeline, config, latest, now, &outlet.counters())
-                    .encode()?,
-            );
-            health.restart(now);
-        }
-    }
-    // Nobody waits for the end of a thing that nobody looks at any more.
-    stations.iter_mut().for_each(|station| station.gone(outlet));
-    Ok(())
-}
-
-fn log_detections(camera: &CameraId, pipeline: &Pipeline, found: &Detections) {
-    for m in &found.masks {
-        let query = pipeline.queries().get(m.query).map_or("", |q| &q.id);
-        debug!(%camera, seq = found.sequence.0, query, score = m.score, area = m.mask.area(), "detection");
-    }
 }

@@ -1,59 +1,45 @@
 //! One camera as the daemon knows it: what is asked of it, what it sees, and what its subscribers were told.
 
+mod telling;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::warn;
-
-use crate::clock::Moment;
-use crate::message::event::{EventKind, EventMessage, MaskOutline, TrackedThing};
-use crate::message::payload::{DetectStatus, SCHEMA};
-use crate::message::query::{QueryMessage, QuerySource};
+use crate::message::payload::DetectStatus;
+use crate::message::query::QuerySource;
 use crate::message::topic::{CameraId, QueryId};
-use crate::track::scene::{Change, ChangeKind, Count, Scene, SceneRules, Sighting, Thing, ThingRules};
-use crate::track::tracker::Observed;
+use crate::track::scene::{Count, Scene, SceneRules};
 
-use super::config::{self, Config, Output, Query};
+use super::asking::{Asking, state_of};
+use super::commands::{Answer, Refusal};
+use super::config::{self, Config, Output};
+use super::embedder::QuerySet;
 use super::outlet::Outlet;
-use super::pictures::snapshot;
-use super::pipeline::{Detections, Pipeline, QuerySet};
-use super::report::{MaskOutput, clip, frame_message, mask_png, query_mask};
-use super::run::query_specs;
 
-/// Most queries of one camera.
-const MAX_QUERIES: usize = 256;
+/// The command whose answers wait for a frame, as [`super::commands::Command::name`] says it.
+const SNAPSHOT: &str = "snapshot";
 
-/// A query as its state topic says it.
-fn state_of(query: &Query, source: QuerySource) -> QueryMessage {
-    QueryMessage {
-        schema: Some(SCHEMA.into()),
-        id: Some(query.id.to_string()),
-        source: Some(source),
-        prompts: Some(query.prompts.clone()),
-        threshold: query.threshold,
-        min_area: Some(query.min_area),
-        max_area: query.max_area,
-        color: query.color.map(|[r, g, b]| format!("#{r:02x}{g:02x}{b:02x}")),
-        min_hits: Some(query.min_hits),
-        max_age: Some(query.max_age),
-        zones: Some(query.zones.clone()),
-        zone_share: Some(query.zone_share),
-        loitering: Some(query.loitering),
-    }
+/// Most callers that wait for a picture of one camera.
+const MOST_PICTURES: usize = 8;
+
+/// Why there is no picture of a camera that is offline.
+const NO_FRAMES: &str = "the camera gives no frames";
+
+/// What a camera is asked, with its embeddings.
+#[derive(Debug, Clone)]
+pub(super) struct Prepared {
+    pub(super) asking: Asking,
+    pub(super) asked: Arc<QuerySet>,
 }
 
 /// One camera's queries, tracks and last words.
 pub(super) struct Station {
-    id: CameraId,
-    queries: Vec<Query>,
-    /// Queries of the configuration file, by id.
-    configured: Vec<Query>,
-    /// What queries compete with, if not the model's own texts.
-    background: Option<Vec<String>>,
-    configured_background: Option<Vec<String>>,
-    zones: Vec<String>,
+    camera: config::Camera,
+    asking: Asking,
+    /// What the configuration file asks.
+    configured: Asking,
     asked: Arc<QuerySet>,
     detects: bool,
     scene: Scene,
@@ -66,40 +52,58 @@ pub(super) struct Station {
     masked: BTreeSet<QueryId>,
     /// When the next frame message may go out, on the monotonic clock.
     next_frame: Duration,
+    /// Who waits for a picture of the next frame.
+    waiting: Vec<Answer>,
+}
+
+fn scene_rules(config: &Config) -> SceneRules {
+    SceneRules {
+        tolerance: config.output.tolerance,
+        keep_alive: Duration::from_secs_f32(config.events.keep_alive),
+        stationary: Duration::from_secs_f32(config.events.stationary),
+        ..SceneRules::default()
+    }
 }
 
 impl Station {
-    pub(super) fn new(camera: &config::Camera, config: &Config, asked: Arc<QuerySet>) -> Self {
-        let rules = SceneRules {
-            tolerance: config.output.tolerance,
-            keep_alive: Duration::from_secs_f32(config.events.keep_alive),
-            stationary: Duration::from_secs_f32(config.events.stationary),
-            ..SceneRules::default()
-        };
+    pub(super) fn new(camera: &config::Camera, config: &Config, prepared: Prepared) -> Self {
         // Ids of tracks must not repeat between cameras.
         let mut hasher = DefaultHasher::new();
         camera.id.hash(&mut hasher);
         Self {
-            id: camera.id.clone(),
-            queries: config.queries.clone(),
-            configured: config.queries.clone(),
-            background: config.background.clone(),
-            configured_background: config.background.clone(),
-            zones: camera.zones.iter().map(|z| z.id().to_owned()).collect(),
-            asked,
+            camera: camera.clone(),
+            asking: prepared.asking,
+            configured: Asking::configured(config),
+            asked: prepared.asked,
             detects: true,
-            scene: Scene::new(hasher.finish(), camera.zones.clone(), rules),
+            scene: Scene::new(hasher.finish(), camera.zones.clone(), scene_rules(config)),
             output: config.output,
             status: None,
             counts: BTreeMap::new(),
             removed: BTreeSet::new(),
             masked: BTreeSet::new(),
             next_frame: Duration::ZERO,
+            waiting: Vec::new(),
         }
     }
 
     pub(super) fn id(&self) -> &CameraId {
-        &self.id
+        &self.camera.id
+    }
+
+    /// The camera as the configuration describes it.
+    pub(super) fn camera(&self) -> &config::Camera {
+        &self.camera
+    }
+
+    /// What is asked of it.
+    pub(super) fn asking(&self) -> &Asking {
+        &self.asking
+    }
+
+    /// What the configuration file asks of it.
+    pub(super) fn configured(&self) -> &Asking {
+        &self.configured
     }
 
     /// The queries to ask of its frames.
@@ -112,11 +116,6 @@ impl Station {
         self.detects
     }
 
-    /// Whether the configuration file has this query.
-    pub(super) fn is_configured(&self, query: &str) -> bool {
-        self.configured.iter().any(|q| q.id.as_str() == query)
-    }
-
     /// Switches detection; off ends all things.
     pub(super) fn detect(&mut self, on: bool, outlet: &Outlet) {
         self.detects = on;
@@ -127,272 +126,132 @@ impl Station {
         if !on {
             self.end(|_| true, outlet);
             self.say(DetectStatus::Disabled, outlet);
+            self.refuse_pictures("detection of this camera was switched off", outlet);
         }
-        outlet.detect_state(&self.id, on);
+        outlet.detect_state(self.id(), on);
     }
 
-    /// Sets or replaces a query; on error the old ones stay.
-    pub(super) fn set_query(&mut self, query: Query, pipeline: &mut Pipeline, outlet: &Outlet) -> Result<(), String> {
-        if let Some(unknown) = query.zones.iter().find(|z| !self.zones.contains(z)) {
-            let known = if self.zones.is_empty() {
-                "none".into()
-            } else {
-                self.zones.join(", ")
-            };
-            return Err(format!(
-                "zone {unknown:?} found, expected one of this camera's: {known}"
-            ));
-        }
-        let mut queries = self.queries.clone();
-        let id = query.id.clone();
-        match queries.iter().position(|q| q.id == id) {
-            Some(index) => queries[index] = query,
-            None if queries.len() >= MAX_QUERIES => {
-                return Err(format!(
-                    "the camera has {MAX_QUERIES} queries, which is the most; delete one first"
-                ));
+    /// Serves another configuration of the same camera; things go on as far as their queries do.
+    pub(super) fn adopt(&mut self, camera: &config::Camera, config: &Config, prepared: Prepared, outlet: &Outlet) {
+        self.scene.set_rules(camera.zones.clone(), scene_rules(config));
+        self.camera = camera.clone();
+        self.output = config.output;
+        self.next_frame = Duration::ZERO;
+        self.configured = Asking::configured(config);
+        self.ask(prepared, outlet);
+    }
+
+    /// Asks something else from the next frame on, and withdraws what is asked no more.
+    pub(super) fn ask(&mut self, prepared: Prepared, outlet: &Outlet) {
+        let Prepared { asking, asked } = prepared;
+        let before = std::mem::replace(&mut self.asking, asking);
+        self.asked = asked;
+        let mut over = BTreeSet::new();
+        for old in &before.queries {
+            match self.asking.query(old.id.as_str()) {
+                Some(new) if new.prompts == old.prompts => {}
+                // What was found by other words is another thing.
+                Some(_) => drop(over.insert(old.id.to_string())),
+                None => {
+                    over.insert(old.id.to_string());
+                    self.removed.insert(old.id.clone());
+                }
             }
-            None => queries.push(query),
         }
-        self.removed.remove(&id);
-        self.replace(queries, self.background.clone(), pipeline)?;
-        // What was found by other words is another thing.
-        self.end(|ended| ended == id.as_str(), outlet);
-        Ok(())
-    }
-
-    /// Deletes a query and what subscribers know of it; on error nothing changes.
-    pub(super) fn delete_query(&mut self, query: &str, pipeline: &mut Pipeline, outlet: &Outlet) -> Result<(), String> {
-        let Some(index) = self.queries.iter().position(|q| q.id.as_str() == query) else {
-            return Err(format!("no query {query:?} to delete"));
-        };
-        let mut queries = self.queries.clone();
-        let id = queries.remove(index).id;
-        self.replace(queries, self.background.clone(), pipeline)?;
-        self.end(|ended| ended == query, outlet);
-        self.counts.remove(&id);
-        self.masked.remove(&id);
-        outlet.forget(&self.id, &id);
-        self.removed.insert(id);
-        Ok(())
-    }
-
-    /// Replaces what queries compete with; `None` means the configuration's texts, or the model's own. On error nothing
-    /// changes.
-    pub(super) fn set_background(&mut self, texts: Option<Vec<String>>, pipeline: &mut Pipeline) -> Result<(), String> {
-        let texts = texts.or_else(|| self.configured_background.clone());
-        self.replace(self.queries.clone(), texts, pipeline)
-    }
-
-    fn replace(
-        &mut self,
-        queries: Vec<Query>,
-        background: Option<Vec<String>>,
-        pipeline: &mut Pipeline,
-    ) -> Result<(), String> {
-        let asked = pipeline.prepare_queries(&query_specs(&queries), background.as_deref());
-        self.asked = asked.map_err(|e| e.to_string())?;
-        (self.queries, self.background) = (queries, background);
-        Ok(())
+        self.end(|query| over.contains(query), outlet);
+        for query in &self.asking.queries {
+            self.removed.remove(&query.id);
+        }
+        for old in before.queries.iter().filter(|old| over.contains(old.id.as_str())) {
+            if self.removed.contains(&old.id) {
+                self.counts.remove(&old.id);
+                self.masked.remove(&old.id);
+                outlet.forget(&self.camera.id, &old.id);
+            }
+        }
+        self.say_queries(outlet);
     }
 
     /// Says which queries are in force, what they compete with, and to Home Assistant what there is to show.
     pub(super) fn say_queries(&self, outlet: &Outlet) {
-        let queries: Vec<&QueryId> = self.queries.iter().map(|q| &q.id).collect();
+        let queries: Vec<&QueryId> = self.asking.queries.iter().map(|q| &q.id).collect();
         outlet.describe(
-            &self.id,
+            self.id(),
             &queries,
             &self.removed.iter().collect::<Vec<_>>(),
             self.output.snapshot,
         );
-        for query in &self.queries {
-            let source = if self.configured.contains(query) {
+        let state = |query| {
+            let source = if self.configured.queries.contains(query) {
                 QuerySource::Config
             } else {
                 QuerySource::Live
             };
-            match state_of(query, source).encode() {
-                Ok(body) => outlet.query_state(&self.id, &query.id, body),
-                Err(error) => warn!(camera = %self.id, query = %query.id, %error, "query state not published"),
-            }
+            (&query.id, state_of(query, source))
+        };
+        outlet.query_states(self.id(), &self.asking.queries.iter().map(state).collect::<Vec<_>>());
+        outlet.background_state(self.id(), self.asking.background.as_deref().unwrap_or_default());
+    }
+
+    /// Says everything that subscribers may know, to a broker that was told nothing yet.
+    pub(super) fn say_all(&self, outlet: &Outlet) {
+        if let Some(status) = self.status {
+            outlet.status(self.id(), status);
         }
-        match serde_json::to_vec(self.background.as_deref().unwrap_or_default()) {
-            Ok(body) => outlet.background_state(&self.id, body),
-            Err(error) => warn!(camera = %self.id, %error, "background state not published"),
+        outlet.detect_state(self.id(), self.detects);
+        for (query, count) in &self.counts {
+            outlet.count(self.id(), query, count.all, count.active);
+        }
+        self.say_queries(outlet);
+    }
+
+    /// Ends all things and withdraws everything that is kept of the camera: the configuration has it no more.
+    pub(super) fn close(mut self, outlet: &Outlet) {
+        self.gone(outlet);
+        for query in &self.asking.queries {
+            outlet.forget(self.id(), &query.id);
+        }
+        outlet.withdraw(self.id());
+    }
+
+    /// Answers with a picture of the next frame that is processed.
+    pub(super) fn want_picture(&mut self, answer: Answer, outlet: &Outlet) {
+        self.waiting.retain(|waiting| !waiting.is_gone());
+        self.waiting.push(answer);
+        if !self.detects {
+            self.refuse_pictures("detection of this camera is off; switch it on first", outlet);
+        } else if self.status == Some(DetectStatus::Offline) {
+            self.refuse_pictures(NO_FRAMES, outlet);
+        } else if self.waiting.len() > MOST_PICTURES {
+            let late = self.waiting.split_off(MOST_PICTURES);
+            let early = std::mem::replace(&mut self.waiting, late);
+            self.refuse_pictures("too many wait for one already; try again later", outlet);
+            self.waiting = early;
+        }
+    }
+
+    fn refuse_pictures(&mut self, why: &str, outlet: &Outlet) {
+        for answer in self.waiting.drain(..) {
+            answer.give(SNAPSHOT, Err(Refusal::Failed(format!("no picture: {why}"))), outlet);
         }
     }
 
     /// Says a new state; one that was said last is not repeated.
     pub(super) fn say(&mut self, status: DetectStatus, outlet: &Outlet) {
         if self.status.replace(status) != Some(status) {
-            outlet.status(&self.id, status);
+            outlet.status(self.id(), status);
         }
-    }
-
-    /// Tracks what was found on a frame and tells of it.
-    pub(super) fn observe(&mut self, pipeline: &Pipeline, found: &Detections, now: Moment, outlet: &Outlet) {
-        self.say(DetectStatus::Online, outlet);
-        let specs = pipeline.queries();
-        let observed: Vec<Observed<'_>> = found
-            .masks
-            .iter()
-            .map(|m| Observed {
-                query: specs.get(m.query).map_or("", |spec| &spec.id),
-                score: m.score,
-                mask: &m.mask,
-            })
-            .collect();
-        let rules = |id: &str| {
-            let query = self.queries.iter().find(|q| q.id.as_str() == id);
-            query.map_or_else(ThingRules::default, Query::rules)
-        };
-        let (sightings, changes) = self.scene.step(found.captured, found.size, &observed, rules);
-        if outlet.is_open() {
-            self.publish_frame(pipeline, found, now, &sightings, outlet);
-            self.publish_snapshots(pipeline, found, &changes, outlet);
-        }
-        self.tell(&changes, outlet);
     }
 
     /// The camera gives no frames any more.
     pub(super) fn gone(&mut self, outlet: &Outlet) {
         self.end(|_| true, outlet);
         self.say(DetectStatus::Offline, outlet);
+        self.refuse_pictures(NO_FRAMES, outlet);
     }
 
     /// The camera gives frames while detection is off.
     pub(super) fn idle(&mut self, outlet: &Outlet) {
         self.say(DetectStatus::Disabled, outlet);
-    }
-
-    /// Ends the things of some queries.
-    fn end(&mut self, over: impl Fn(&str) -> bool, outlet: &Outlet) {
-        let changes = self.scene.end(over);
-        self.tell(&changes, outlet);
-    }
-
-    /// Sends events, and counts that changed.
-    fn tell(&mut self, changes: &[Change], outlet: &Outlet) {
-        for change in changes {
-            match self.event(change).encode() {
-                Ok(body) => outlet.event(body),
-                Err(error) => warn!(camera = %self.id, %error, "event not published"),
-            }
-        }
-        for query in &self.queries {
-            let count = self.scene.count(query.id.as_str());
-            if self.counts.insert(query.id.clone(), count) != Some(count) {
-                outlet.count(&self.id, &query.id, count.all, count.active);
-            }
-        }
-    }
-
-    fn event(&self, change: &Change) -> EventMessage {
-        let kind = match change.kind {
-            ChangeKind::New => EventKind::New,
-            ChangeKind::Update { .. } => EventKind::Update,
-            ChangeKind::End => EventKind::End,
-        };
-        EventMessage::new(kind, self.thing(&change.before), self.thing(&change.after))
-    }
-
-    fn thing(&self, thing: &Thing) -> TrackedThing {
-        let b = thing.bounds;
-        let seconds = |micros: i64| micros as f64 / 1e6;
-        let query = self.queries.iter().find(|q| q.id.as_str() == thing.query);
-        TrackedThing {
-            id: thing.id.clone(),
-            camera: self.id.to_string(),
-            label: thing.query.clone(),
-            sub_label: None,
-            frame_time: seconds(thing.seen.unix_micros),
-            start_time: seconds(thing.start.unix_micros),
-            end_time: thing.ended.then(|| seconds(thing.seen.unix_micros)),
-            false_positive: false,
-            score: thing.score,
-            top_score: thing.top_score,
-            bbox: [b.x1, b.y1, b.x2, b.y2].map(clip),
-            area: thing.area as u64,
-            ratio: (b.x2 - b.x1) as f32 / (b.y2 - b.y1) as f32,
-            current_zones: thing.current_zones.clone(),
-            entered_zones: thing.entered_zones.clone(),
-            stationary: thing.stationary,
-            active: !thing.stationary && !thing.ended,
-            has_snapshot: self.output.snapshot,
-            has_clip: false,
-            x_mask: MaskOutline {
-                size: [thing.size.width(), thing.size.height()].map(clip),
-                prompt: query.and_then(|q| q.prompts.first().cloned()).unwrap_or_default(),
-                polygon: thing.polygon.clone(),
-            },
-        }
-    }
-
-    /// Frame message and masks, unless the last ones are younger than the configured rate allows.
-    fn publish_frame(
-        &mut self,
-        pipeline: &Pipeline,
-        found: &Detections,
-        now: Moment,
-        sightings: &[Sighting],
-        outlet: &Outlet,
-    ) {
-        if found.captured.monotonic < self.next_frame {
-            return;
-        }
-        if let Some(rate) = self.output.rate {
-            self.next_frame = found.captured.monotonic + Duration::from_secs_f32(1.0 / rate);
-        }
-        let masks = MaskOutput {
-            polygon: self.output.polygon,
-            tolerance: self.output.tolerance,
-            rle: self.output.rle,
-        };
-        match frame_message(self.id.as_str(), pipeline, found, now, masks, sightings) {
-            Ok(message) => match message.encode() {
-                Ok(body) => {
-                    outlet.frame(&self.id, body);
-                    outlet.metadata(&self.id, &message);
-                }
-                Err(error) => warn!(camera = %self.id, %error, "frame not published"),
-            },
-            Err(error) => warn!(camera = %self.id, %error, "frame not published"),
-        }
-        if self.output.mask {
-            for (index, query) in self.queries.iter().enumerate() {
-                let shows = found.masks.iter().any(|m| m.query == index);
-                let showed = if shows {
-                    !self.masked.insert(query.id.clone())
-                } else {
-                    self.masked.remove(&query.id)
-                };
-                // One empty mask after the last: subscribers see that nothing is left.
-                if shows || showed {
-                    match mask_png(&query_mask(found, index)) {
-                        Ok(body) => outlet.mask(&self.id, &query.id, body),
-                        Err(error) => warn!(camera = %self.id, query = %query.id, %error, "mask not published"),
-                    }
-                }
-            }
-        }
-    }
-
-    /// A picture of every query that has something new, or something that was never seen as well as now.
-    fn publish_snapshots(&self, pipeline: &Pipeline, found: &Detections, changes: &[Change], outlet: &Outlet) {
-        if !self.output.snapshot {
-            return;
-        }
-        for (index, query) in self.queries.iter().enumerate() {
-            let worth = |c: &Change| {
-                let fresh = matches!(c.kind, ChangeKind::New | ChangeKind::Update { better: true });
-                fresh && c.after.query == query.id.as_str() && c.after.seen == found.captured
-            };
-            if changes.iter().any(worth) {
-                match snapshot(pipeline, found, index) {
-                    Ok(body) => outlet.snapshot(&self.id, &query.id, body),
-                    Err(error) => warn!(camera = %self.id, query = %query.id, %error, "snapshot not published"),
-                }
-            }
-        }
     }
 }

@@ -31,7 +31,7 @@ pub enum Version {
 }
 
 /// Certificates for TLS, as PEM texts.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct TlsTexts {
     /// Certificates of the authorities that may have signed the broker's; `None` means the system's.
     pub authorities: Option<Vec<u8>>,

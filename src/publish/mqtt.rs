@@ -26,7 +26,7 @@ use crate::message::topic::Topic;
 const INCOMING: usize = 64;
 
 /// How to reach a broker and what to tell it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Host name or address.
     pub host: String,
@@ -76,6 +76,16 @@ impl Settings {
             max_packet_bytes: 16 << 20,
             retry: (Duration::from_millis(500), Duration::from_secs(30)),
         }
+    }
+
+    /// Refuses what can never work, certificates included, before anything is started.
+    ///
+    /// # Errors
+    /// [`PublishError::Setting`] and [`PublishError::Tls`].
+    pub fn check(&self) -> Result<(), PublishError> {
+        check(self)?;
+        self.tls.as_ref().map(link::tls).transpose()?;
+        Ok(())
     }
 }
 

@@ -182,6 +182,11 @@ impl Scene {
         }
     }
 
+    /// Uses other zones and rules from the next frame on; things go on.
+    pub fn set_rules(&mut self, zones: Vec<Zone>, rules: SceneRules) {
+        (self.zones, self.rules, self.placed) = (zones, rules, None);
+    }
+
     /// Takes the masks of one frame; says what is known of each, in their order, and what there is to tell.
     pub fn step(
         &mut self,
@@ -413,6 +418,23 @@ mod tests {
 
     fn kinds(changes: &[Change]) -> Vec<ChangeKind> {
         changes.iter().map(|c| c.kind).collect()
+    }
+
+    #[test]
+    fn a_thing_goes_on_when_the_zones_change_and_is_told_to_be_in_the_new_one() {
+        let (mut scene, rules) = (scene(), ThingRules::default());
+        see(&mut scene, 0, Some(10), 0.8, &rules);
+        let new = see(&mut scene, 100, Some(10), 0.8, &rules);
+        assert!(new[0].after.current_zones.is_empty());
+        let left = vec![[0.0, 0.0], [0.5, 0.0], [0.5, 1.0], [0.0, 1.0]];
+        let zones = vec![Zone::new("left", left, Units::Relative).unwrap()];
+        scene.set_rules(zones, SceneRules::default());
+        let told = see(&mut scene, 200, Some(10), 0.8, &rules);
+        assert_eq!(kinds(&told), [ChangeKind::Update { better: false }]);
+        assert_eq!(
+            (&told[0].after.id, told[0].after.current_zones.as_slice()),
+            (&new[0].after.id, &["left".to_owned()][..])
+        );
     }
 
     #[test]

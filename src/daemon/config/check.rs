@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::file::{CameraTable, ConfigFile, MqttTable, MqttVersion, RuntimeTable, TlsTable, ZoneTable, ZoneUnits};
 use super::query::check_background;
-use super::{Camera, Config, ConfigError, Engine, Events, Mqtt, Output, Provider, TlsFiles};
+use super::{Camera, Config, ConfigError, Dbus, Engine, Events, Mqtt, Output, Provider, TlsFiles};
 use crate::message::topic::{CameraId, MAX_ID, Topics};
 use crate::publish::link::Version;
 use crate::publish::spool::MIN_BYTES;
@@ -98,7 +98,13 @@ impl Checker<'_> {
                 format!("state is {found:?}, expected an absolute path such as /var/lib/samclip")
             })?;
         }
+        let bus = file.dbus.bus.get_ref().parse();
+        let dbus = Dbus {
+            enabled: file.dbus.enabled,
+            bus: bus.map_err(|problem| self.at(file.dbus.bus.span().start, problem))?,
+        };
         Ok(Config {
+            dbus,
             model: file.model.into_inner(),
             engine: file.runtime.engine,
             provider: file.runtime.provider.into_inner(),

@@ -33,6 +33,9 @@ pub struct ConfigFile {
     /// When things are told of.
     #[serde(default)]
     pub events: EventsTable,
+    /// Control over D-Bus.
+    #[serde(default)]
+    pub dbus: DbusTable,
     /// Absolute path of the directory for events that wait for the broker and for live queries; default:
     /// `$STATE_DIRECTORY`, `$XDG_STATE_HOME/samclip`, `~/.local/state/samclip`.
     pub state: Option<Spanned<PathBuf>>,
@@ -203,6 +206,25 @@ pub struct EventsTable {
     pub keep_alive: Spanned<f32>,
     /// Seconds in one place until a thing is stationary, 0 to 86,400; default 10.
     pub stationary: Spanned<f32>,
+}
+
+/// `[dbus]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DbusTable {
+    /// Whether the daemon is on D-Bus, as `org.samclip.Daemon1`; default true. A bus that is not there stops nothing.
+    pub enabled: bool,
+    /// Which bus: `system` (default), `session`, or an address such as `unix:path=/run/bus`.
+    pub bus: Spanned<String>,
+}
+
+impl Default for DbusTable {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            bus: Spanned::new(0..0, "system".to_owned()),
+        }
+    }
 }
 
 impl Default for EventsTable {

@@ -111,6 +111,8 @@ pub struct Config {
     pub output: Output,
     /// When things are told of.
     pub events: Events,
+    /// Control over D-Bus.
+    pub dbus: Dbus,
 }
 
 /// One camera.
@@ -186,6 +188,51 @@ pub struct Events {
     pub keep_alive: f32,
     /// Seconds in one place until a thing is stationary.
     pub stationary: f32,
+}
+
+/// Control over D-Bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dbus {
+    /// Whether the daemon is on a bus.
+    pub enabled: bool,
+    /// Which.
+    pub bus: BusAddress,
+}
+
+/// A message bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BusAddress {
+    /// The machine's.
+    System,
+    /// The user's.
+    Session,
+    /// The one at an address, such as `unix:path=/run/bus`.
+    Address(String),
+}
+
+impl std::str::FromStr for BusAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "system" => Ok(Self::System),
+            "session" => Ok(Self::Session),
+            _ if ["unix:", "tcp:"].iter().any(|kind| text.starts_with(kind)) => Ok(Self::Address(text.to_owned())),
+            _ => Err(format!(
+                "bus is {text:?}, expected \"system\", \"session\" or an address such as \"unix:path=/run/bus\""
+            )),
+        }
+    }
+}
+
+impl std::fmt::Display for BusAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::System => f.write_str("the system bus"),
+            Self::Session => f.write_str("the session bus"),
+            Self::Address(address) => write!(f, "the bus at {address}"),
+        }
+    }
 }
 
 impl Config {

@@ -85,6 +85,24 @@ fn a_full_file_becomes_a_checked_configuration() {
 }
 
 #[test]
+fn the_bus_is_the_system_s_unless_another_is_named() {
+    let bus = |lines: &str| parse(&format!("{FULL}\n{lines}")).map(|config| config.dbus);
+    let expected = |enabled, bus| Ok(Dbus { enabled, bus });
+    assert_eq!(bus(""), expected(true, BusAddress::System));
+    assert_eq!(bus("[dbus]\nenabled = false"), expected(false, BusAddress::System));
+    assert_eq!(bus("[dbus]\nbus = \"session\""), expected(true, BusAddress::Session));
+    let address = "unix:path=/run/bus";
+    assert_eq!(
+        bus(&format!("[dbus]\nbus = {address:?}")),
+        expected(true, BusAddress::Address(address.to_owned()))
+    );
+    let line = FULL.lines().count() + 3;
+    let error = bus("[dbus]\nbus = \"sytem\"").unwrap_err().to_string();
+    let text = "bus is \"sytem\", expected \"system\", \"session\" or an address such as \"unix:path=/run/bus\"";
+    assert_eq!(error, format!("samclipd.toml:{line}: {text}"));
+}
+
+#[test]
 fn the_shortest_file_gets_the_documented_defaults() {
     let config = parse("model = \"m\"\n[[camera]]\nid = \"a\"\nsource = \"dir:///frames\"\n").unwrap();
     assert_eq!(

@@ -1,0 +1,91 @@
+//! A new configuration put in force between two frames. Cameras whose source did not change go on without a gap.
+
+use std::sync::Arc;
+
+use tracing::{error, info};
+
+use super::cameras::Feed;
+use super::config::{Camera, Config};
+use super::reload::{Reloaded, takes_commands};
+use super::serve::{Service, Watched};
+use super::station::{Prepared, Station};
+
+impl Service<'_> {
+    /// Puts a new configuration in force.
+    pub(super) fn adopt(&mut self, reloaded: Reloaded) {
+        let Reloaded {
+            config,
+            settings,
+            prepared,
+        } = reloaded;
+        let mut stay = Vec::new();
+        for camera in std::mem::take(&mut self.cameras) {
+            if config.cameras.iter().any(|new| new.id == *camera.station.id()) {
+                stay.push(camera);
+            } else {
+                self.close_camera(camera);
+            }
+        }
+        self.ending.retain(|thread| !thread.is_finished());
+        // What was withdrawn goes to the broker that knew it.
+        let untold = self.outlet.adopt(&config, settings);
+        self.live.set_open(takes_commands(&config));
+        for (camera, prepared) in config.cameras.iter().zip(prepared) {
+            let started = match stay.iter().position(|old| *old.station.id() == camera.id) {
+                None => self.open_camera(camera, &config, prepared),
+                Some(index) => self.keep_camera(stay.swap_remove(index), camera, &config, prepared, untold),
+            };
+            match started {
+                Ok(watched) => self.cameras.push(watched),
+                Err(error) => error!(camera = %camera.id, %error, "camera not started; restart the daemon"),
+            }
+        }
+        self.config = Arc::new(config);
+    }
+
+    fn close_camera(&mut self, camera: Watched) {
+        let Watched { station, feed } = camera;
+        info!(camera = %station.id(), "camera removed");
+        station.close(&self.outlet);
+        self.health.forget(feed.slot());
+        self.ending.push(feed.end(&self.latest));
+    }
+
+    /// A camera that was not there before, with its thread.
+    pub(super) fn open_camera(&self, camera: &Camera, config: &Config, prepared: Prepared) -> anyhow::Result<Watched> {
+        let detect = self.live.camera(camera.id.as_str()).detect;
+        self.outlet.show(camera, detect);
+        let mut station = Station::new(camera, config, prepared);
+        station.detect(detect, &self.outlet);
+        station.say_queries(&self.outlet);
+        let feed = Feed::start(camera, &self.latest, self.clock, None)?;
+        Ok(Watched { station, feed })
+    }
+
+    /// A camera that was there before; only another source makes another thread of it. Everything is said again if the
+    /// broker is `untold`.
+    fn keep_camera(
+        &mut self,
+        old: Watched,
+        camera: &Camera,
+        config: &Config,
+        prepared: Prepared,
+        untold: bool,
+    ) -> anyhow::Result<Watched> {
+        let Watched { mut station, mut feed } = old;
+        let moved = (&station.camera().source, station.camera().fps) != (&camera.source, camera.fps);
+        station.adopt(camera, config, prepared, &self.outlet);
+        if moved {
+            info!(camera = %camera.id, "camera has another source");
+            self.outlet.show(camera, station.detects());
+            station.gone(&self.outlet);
+            self.health.forget(feed.slot());
+            let thread = feed.end(&self.latest);
+            feed = Feed::start(camera, &self.latest, self.clock, Some(thread))?;
+        }
+        if untold {
+            station.say_all(&self.outlet);
+        }
+        Ok(Watched { station, feed })
+    }
+}

@@ -1,0 +1,74 @@
+//! The connection to the broker that a configuration asks for.
+
+use tracing::{info, warn};
+
+use crate::daemon::config::{Config, Mqtt};
+use crate::daemon::directories::state_dir;
+use crate::message::homeassistant::birth_topic;
+use crate::message::topic::Topics;
+use crate::publish::mqtt::{Publisher, Settings};
+use crate::publish::spool::Spool;
+
+/// Opens the spool below the state directory; without one events are only in memory, which is no reason not to run.
+fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
+    let Some(dir) = state_dir(config.state.as_deref()) else {
+        warn!("no state directory: neither STATE_DIRECTORY nor HOME is set; events are lost while the broker is away");
+        return None;
+    };
+    let dir = dir.join("spool");
+    match Spool::open(&dir, most_bytes) {
+        Ok(spool) => {
+            let waiting = spool.stats().waiting;
+            if waiting > 0 {
+                info!(waiting, "events of the last run wait for the broker");
+            }
+            Some(spool)
+        }
+        Err(error) => {
+            warn!(dir = %dir.display(), %error, "no spool: events are lost while the broker is away");
+            None
+        }
+    }
+}
+
+/// A running publisher, how it was started, and the topics.
+pub(super) struct Broker {
+    pub(super) publisher: Publisher,
+    settings: Settings,
+    spool_bytes: u64,
+    pub(super) topics: Topics,
+}
+
+impl Broker {
+    pub(super) fn start(config: &Config, settings: Settings, mqtt: &Mqtt) -> anyhow::Result<Self> {
+        let spool = open_spool(config, mqtt.spool_bytes).map(|spool| (spool, mqtt.topics.events()));
+        Ok(Self {
+            publisher: Publisher::start_with(settings.clone(), spool)?,
+            settings,
+            spool_bytes: mqtt.spool_bytes,
+            topics: mqtt.topics.clone(),
+        })
+    }
+
+    /// Whether it does what is asked for now.
+    pub(super) fn serves(&self, settings: &Settings, mqtt: &Mqtt) -> bool {
+        (&self.settings, self.spool_bytes, &self.topics) == (settings, mqtt.spool_bytes, &mqtt.topics)
+    }
+}
+
+/// How the broker of a configuration is reached: reads its credential and certificate files.
+///
+/// # Errors
+/// A file that cannot be read, or settings that can never work.
+pub(in crate::daemon) fn broker_settings(config: &Config) -> anyhow::Result<Option<Settings>> {
+    let Some(mqtt) = &config.mqtt else { return Ok(None) };
+    let mut settings = mqtt.settings()?;
+    if mqtt.commands {
+        settings.subscriptions = mqtt.topics.commands();
+    }
+    settings
+        .subscriptions
+        .extend(mqtt.home_assistant.as_deref().map(birth_topic));
+    settings.check()?;
+    Ok(Some(settings))
+}

@@ -1,0 +1,218 @@
+//! The frame loop: takes frames of all cameras through the pipeline in turn, tells what was found, and between two frames
+//! carries out what was asked of it (`desk`).
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
+
+use crate::clock::Clock;
+use crate::message::topic::CameraId;
+use crate::vision::frame::Frame;
+
+use super::board::Phase;
+use super::cameras::{Delivery, Feed};
+use super::commands::{Request, Requests};
+use super::config::Config;
+use super::health::Health;
+use super::latest::{Latest, Taken};
+use super::live::LiveState;
+use super::notify::Notifier;
+use super::outlet::Outlet;
+use super::pipeline::{Detections, Pipeline};
+use super::station::{Prepared, Station};
+use super::texts::TextWorker;
+
+/// Longest wait for a frame before commands and the stop flag are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Distance of two stats messages.
+const STATS_PERIOD: Duration = Duration::from_secs(10);
+
+/// How long the texts' thread may go on after the last frame.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the loop starts with.
+pub(super) struct Start<'a> {
+    pub(super) pipeline: Pipeline,
+    pub(super) config: Config,
+    /// What its cameras are asked, in their order.
+    pub(super) prepared: Vec<Prepared>,
+    pub(super) live: LiveState,
+    pub(super) outlet: Outlet,
+    pub(super) requests: Requests,
+    /// Where the configuration was read.
+    pub(super) file: Option<PathBuf>,
+    pub(super) notifier: &'a Notifier,
+    pub(super) clock: &'a Arc<dyn Clock>,
+}
+
+/// A camera with its thread.
+pub(super) struct Watched {
+    pub(super) station: Station,
+    pub(super) feed: Feed,
+}
+
+/// The loop's parts.
+pub(super) struct Service<'a> {
+    pub(super) pipeline: Pipeline,
+    pub(super) config: Arc<Config>,
+    pub(super) file: Option<PathBuf>,
+    /// In the order of the configuration.
+    pub(super) cameras: Vec<Watched>,
+    pub(super) latest: Arc<Latest<Delivery>>,
+    /// Threads of cameras that the configuration has no more.
+    pub(super) ending: Vec<JoinHandle<()>>,
+    pub(super) live: LiveState,
+    pub(super) outlet: Outlet,
+    pub(super) requests: Requests,
+    pub(super) worker: TextWorker,
+    /// Commands that need the worker, in order.
+    pub(super) waiting: VecDeque<Request>,
+    /// The one it is at.
+    pub(super) in_work: Option<Request>,
+    pub(super) health: Health,
+    pub(super) notifier: &'a Notifier,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    failing: bool,
+}
+
+impl<'a> Service<'a> {
+    /// Starts the cameras and says what they are asked.
+    pub(super) fn start(start: Start<'a>) -> anyhow::Result<Self> {
+        let worker = TextWorker::start(start.pipeline.embedder())?;
+        let mut service = Self {
+            pipeline: start.pipeline,
+            config: Arc::new(start.config),
+            file: start.file,
+            cameras: Vec::new(),
+            latest: Arc::new(Latest::new(0)),
+            ending: Vec::new(),
+            live: start.live,
+            outlet: start.outlet,
+            requests: start.requests,
+            worker,
+            waiting: VecDeque::new(),
+            in_work: None,
+            health: Health::new(start.clock.now()),
+            notifier: start.notifier,
+            clock: start.clock,
+            failing: false,
+        };
+        let config = Arc::clone(&service.config);
+        for (camera, prepared) in config.cameras.iter().zip(start.prepared) {
+            let watched = service.open_camera(camera, &config, prepared)?;
+            service.cameras.push(watched);
+        }
+        service.outlet.board().phase(Phase::Running);
+        Ok(service)
+    }
+
+    /// What the daemon does, as one line.
+    pub(super) fn summary(&self) -> String {
+        format!("{} on {}", self.pipeline.model(), self.pipeline.provider())
+    }
+
+    /// Runs until `stop` is set or every source has come to its end; `hangup` asks for a reload.
+    pub(super) fn run(&mut self, stop: &AtomicBool, hangup: &AtomicBool) -> anyhow::Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            self.serve_commands(hangup);
+            // Asked before looking, so that the last frame of the last source is not missed.
+            let ended = self.cameras.iter().all(|camera| camera.feed.is_finished());
+            match self.latest.take(TICK) {
+                Taken::Closed => break,
+                Taken::Nothing if ended && self.in_work.is_none() => break,
+                Taken::Nothing => {}
+                Taken::Item(slot, delivery) => self.deliver(slot, delivery),
+            }
+            if !self.failing {
+                self.notifier.alive(Instant::now());
+            }
+            self.tell_health()?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, slot: usize, delivery: Delivery) {
+        let Some(index) = self.cameras.iter().position(|camera| camera.feed.slot() == slot) else {
+            return;
+        };
+        let station = &mut self.cameras[index].station;
+        match delivery {
+            Delivery::Gone => station.gone(&self.outlet),
+            Delivery::Frame(_) if !station.detects() => station.idle(&self.outlet),
+            Delivery::Frame(frame) => self.look(index, &frame),
+        }
+    }
+
+    /// Takes one frame through the pipeline and tells what was found.
+    fn look(&mut self, index: usize, frame: &Frame) {
+        let Watched { station, feed } = &mut self.cameras[index];
+        self.pipeline.ask(station.asked());
+        match self.pipeline.run(frame) {
+            Ok(found) => {
+                self.failing = false;
+                self.health.count(feed.slot(), &found);
+                log_detections(station.id(), &self.pipeline, &found);
+                let before = self.clock.now();
+                station.observe(&self.pipeline, &found, before, &self.outlet);
+                self.health.add("report", self.clock.now().since(before));
+            }
+            Err(error) if !self.failing => {
+                self.failing = true;
+                warn!(%error, "frame not processed; logged again after the next good frame");
+            }
+            Err(error) => debug!(%error, "frame not processed"),
+        }
+    }
+
+    fn tell_health(&mut self) -> anyhow::Result<()> {
+        let now = self.clock.now();
+        if now.since(self.health.since) < STATS_PERIOD {
+            return Ok(());
+        }
+        let cameras = self.cameras.iter().map(|c| (c.station.id(), c.feed.slot()));
+        let counters = self.outlet.counters();
+        let message = self
+            .health
+            .message(&self.pipeline, cameras, &self.latest, now, &counters);
+        for (camera, stats) in &message.cameras {
+            self.outlet.rate(camera, stats.fps);
+        }
+        self.outlet.stats(message.encode()?);
+        self.health.restart(now);
+        Ok(())
+    }
+
+    /// Ends the cameras' threads and all things, and says goodbye.
+    pub(super) fn stop(mut self) {
+        self.latest.close();
+        for Watched { mut station, feed } in self.cameras {
+            // Nobody waits for the end of a thing that nobody looks at any more.
+            station.gone(&self.outlet);
+            self.ending.push(feed.end(&self.latest));
+        }
+        for thread in self.ending {
+            if thread.join().is_err() {
+                warn!("the thread of a camera has panicked");
+            }
+        }
+        let texts = self.worker.end();
+        let until = Instant::now() + PATIENCE;
+        while !texts.is_finished() && Instant::now() < until {
+            std::thread::sleep(TICK / 10);
+        }
+        self.outlet.stop();
+    }
+}
+
+fn log_detections(camera: &CameraId, pipeline: &Pipeline, found: &Detections) {
+    for m in &found.masks {
+        let query = pipeline.queries().get(m.query).map_or("", |q| &q.id);
+        debug!(%camera, seq = found.sequence.0, query, score = m.score, area = m.mask.area(), "detection");
+    }
+}

@@ -1,0 +1,352 @@
+//! A new configuration for the running daemon, and new texts for it, while its cameras go on.
+#![allow(clippy::unwrap_used)] // a panic is how a test fails
+
+mod bus;
+mod subscriber;
+mod tiny;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bus::{Daemon, config_text, until, write_model_and_frames};
+use samclip::clock::{Clock, SystemClock};
+use samclip::daemon::commands::{Answer, Command, Refusal, Reply, Request};
+use samclip::daemon::config::Config;
+use samclip::daemon::notify::Notifier;
+use samclip::daemon::pipeline::Pipeline;
+use samclip::daemon::run::{Surroundings, run_with};
+use samclip::message::payload::FrameMessage;
+use samclip::message::query::QueryMessage;
+use samclip::publish::broker::Broker;
+use samclip::runtime::{self, Backend, RuntimeError, RuntimeOptions, TextEncoder};
+use subscriber::collect;
+
+const NO_BUS: &str = "[dbus]\nenabled = false\n";
+
+fn mqtt(broker: &Broker) -> String {
+    format!(
+        "{NO_BUS}[mqtt]\nhost = \"127.0.0.1\"\nport = {}\n",
+        broker.address().port()
+    )
+}
+
+fn broker() -> Broker {
+    Broker::start(([127, 0, 0, 1], 0).into()).unwrap()
+}
+
+fn snapshot() -> Command {
+    Command::Snapshot { camera: "yard".into() }
+}
+
+fn asks(id: &str, prompt: &str) -> Command {
+    let query = QueryMessage {
+        prompts: Some(vec![prompt.into()]),
+        min_hits: Some(1),
+        ..QueryMessage::default()
+    };
+    Command::SetQuery {
+        camera: "yard".into(),
+        id: id.into(),
+        query: Box::new(query),
+    }
+}
+
+/// A text encoder that waits to be let through, once it is told to.
+struct Slow {
+    inner: Box<dyn TextEncoder>,
+    slow: Arc<AtomicBool>,
+    gate: Arc<Mutex<Receiver<()>>>,
+}
+
+impl TextEncoder for Slow {
+    fn embed(&mut self, token_ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        if self.slow.load(Ordering::Relaxed) {
+            self.gate.lock().unwrap().recv().unwrap();
+        }
+        self.inner.embed(token_ids)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let text = config_text(dir.path(), NO_BUS);
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    let surroundings = Surroundings::new(Notifier::new(None, None));
+    let (door, board) = (surroundings.door(), surroundings.board.clone());
+    let (slow, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (open, gate) = channel();
+    let (encoder_slow, daemon_stop, model) = (Arc::clone(&slow), Arc::clone(&stop), dir.path().to_owned());
+    let daemon = std::thread::spawn(move || {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        run_with(&config, &clock, &daemon_stop, surroundings, |_| {
+            let options = RuntimeOptions {
+                backend: Backend::Tract,
+                ..RuntimeOptions::default()
+            };
+            let bundle = samclip::contract::Manifest::read(&model).unwrap();
+            let mut engine = runtime::open(&bundle, &options).unwrap();
+            engine.text = Box::new(Slow {
+                inner: engine.text,
+                slow: encoder_slow,
+                gate: Arc::new(Mutex::new(gate)),
+            });
+            Pipeline::new(&bundle, engine, None)
+        })
+        .unwrap();
+    });
+    let count = |query: &str| {
+        board
+            .now()
+            .cameras
+            .get("yard")
+            .and_then(|c| c.detections.get(query).copied())
+    };
+    until("red is seen", || count("red").is_some_and(|c| c.0 == 1));
+    slow.store(true, Ordering::Relaxed);
+    let blue = tokio::spawn({
+        let door = door.clone();
+        async move { door.ask(asks("sea", "blue")).await }
+    });
+    // Each is of a frame that was taken after it was asked for.
+    for _ in 0..5 {
+        let picture = door.ask(snapshot()).await;
+        assert!(matches!(picture, Ok(Reply::Picture(_))), "{picture:?}");
+    }
+    assert!(!blue.is_finished() && count("sea").is_none());
+    // What takes no time does not wait either; what needs texts waits for its turn.
+    let detect = |on| Command::SetDetect {
+        camera: "yard".into(),
+        on,
+    };
+    assert_eq!(door.ask(detect(false)).await, Ok(Reply::Done));
+    assert_eq!(door.ask(detect(true)).await, Ok(Reply::Done));
+    let (sender, removed) = tokio::sync::oneshot::channel();
+    let remove = Command::RemoveQuery {
+        camera: "yard".into(),
+        id: "sea".into(),
+    };
+    let answer = Answer::Caller(sender);
+    door.hand_in(Request {
+        command: remove,
+        answer,
+    })
+    .unwrap();
+    assert!(matches!(door.ask(snapshot()).await, Ok(Reply::Picture(_))));
+    open.send(()).unwrap();
+    assert_eq!(blue.await.unwrap(), Ok(Reply::Done));
+    assert_eq!(removed.await.unwrap(), Ok(Reply::Done));
+    assert!(!board.now().cameras["yard"].queries.contains_key("sea"));
+
+    // The encoder takes the thread with it: whoever waits is told, and frames go on.
+    drop(open);
+    let refused = door.ask(asks("meadow", "green")).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("the thread that prepares texts has ended"),
+        "{refused}"
+    );
+    assert!(matches!(door.ask(snapshot()).await, Ok(Reply::Picture(_))));
+    stop.store(true, Ordering::Relaxed);
+    daemon.join().unwrap();
+}
+
+type Messages = Vec<(String, Vec<u8>)>;
+
+/// Collects all messages of a broker while `test` runs, and until `samclip/available` says `stopped`.
+fn collected(broker: &Broker, test: impl FnOnce()) -> Messages {
+    std::thread::scope(|scope| {
+        let (ready, subscribed) = channel();
+        let address = broker.address();
+        let stopped = |topic: &str, body: &[u8]| topic == "samclip/available" && body == b"stopped";
+        let messages = scope.spawn(move || collect(address, &ready, stopped));
+        subscribed.recv_timeout(Duration::from_secs(60)).unwrap();
+        test();
+        messages.join().unwrap()
+    })
+}
+
+fn of<'a>(messages: &'a Messages, topic: &str) -> Vec<&'a str> {
+    let bodies = messages.iter().filter(|m| m.0 == topic);
+    bodies.map(|m| std::str::from_utf8(&m.1).unwrap()).collect()
+}
+
+fn ask(daemon: &Daemon, command: Command) -> Result<Reply, Refusal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(daemon.door.ask(command))
+}
+
+fn reload(daemon: &Daemon, text: &str) -> Result<Reply, Refusal> {
+    daemon.write(text);
+    ask(daemon, Command::Reload)
+}
+
+#[test]
+fn queries_zones_and_cameras_change_while_the_other_cameras_stream_on() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let broker = broker();
+    let text = |rest: &str| config_text(dir.path(), &format!("{rest}\n{}", mqtt(&broker)));
+    let zone = "[[camera.zone]]\nid = \"bay\"\npolygon = [[0, 0], [1, 0], [1, 1], [0, 1]]\n";
+    let sea = "[[query]]\nid = \"sea\"\nprompts = [\"blue\"]\nmin_hits = 1\nzones = [\"bay\"]\n";
+    let gate = format!(
+        "[[camera]]\nid = \"gate\"\nsource = \"dir://{}/frames?fps=20&loop\"\n{zone}",
+        dir.path().display()
+    );
+    let messages = collected(&broker, || {
+        let daemon = Daemon::start(dir.path(), &text(""));
+        until("red is seen", || daemon.count("yard", "red") == Some(1));
+        // The zone is of the camera above, the query that wants it is in both.
+        let more = text(&format!("{sea}{gate}")).replace(
+            "[[query]]\nid = \"red\"",
+            &format!("{zone}[[query]]\nid = \"red\"\nthreshold = 0.4"),
+        );
+        assert_eq!(reload(&daemon, &more), Ok(Reply::Done));
+        until("the new query and the new camera", || {
+            daemon.count("yard", "sea") == Some(1) && daemon.count("gate", "sea") == Some(1)
+        });
+        let red = daemon.board.now().cameras["yard"].queries["red"].clone();
+        assert_eq!(red.threshold, Some(0.4));
+
+        for (bad, expected) in [
+            ("no TOML", "samclipd.toml:1: "),
+            (
+                &more.replace("min_hits = 1", "min_hits = 0"),
+                "min_hits is 0, expected 1 to 1000",
+            ),
+            (&more.replace("dir://", "dirr://"), "expected v4l2:///dev/video0"),
+            (
+                &more.replace("[mqtt]", "[mqtt]\ncredentials = \"/nonexistent\""),
+                "/nonexistent: ",
+            ),
+            (
+                &more.replace("[mqtt]", "[mqtt.tls]\nca = \"/dev/null\"\n[mqtt]"),
+                "mqtt tls: ",
+            ),
+            (
+                &more.replace("[\"blue\"]", "[\"zebra\"]"),
+                "query \"sea\": text embeddings of 80 templates",
+            ),
+            (
+                &more.replace("model =", "model = \"other\" #"),
+                "model differs from what the daemon was started with",
+            ),
+        ] {
+            let refused = reload(&daemon, bad).unwrap_err();
+            assert!(
+                matches!(&refused, Refusal::Failed(text) if text.contains(expected)),
+                "{expected}: {refused}"
+            );
+        }
+        std::fs::remove_file(&daemon.file).unwrap();
+        let refused = ask(&daemon, Command::Reload).unwrap_err().to_string();
+        assert!(refused.contains("No such file"), "{refused}");
+        assert_eq!(daemon.count("gate", "sea"), Some(1));
+
+        let less = text(sea).replace("[[query]]\nid = \"red\"\n", zone);
+        assert_eq!(reload(&daemon, &less), Ok(Reply::Done));
+        until("gate and red are gone", || {
+            let state = daemon.board.now();
+            !state.cameras.contains_key("gate") && !state.cameras["yard"].queries.contains_key("red")
+        });
+        until("the sea is still seen", || daemon.count("yard", "sea") == Some(1));
+        // A frame of the last configuration.
+        assert!(matches!(ask(&daemon, snapshot()), Ok(Reply::Picture(_))));
+    });
+    let frames = messages.iter().filter(|m| m.0 == "samclip/yard/frame");
+    let numbers: Vec<u64> = frames.map(|m| FrameMessage::decode(&m.1).unwrap().seq).collect();
+    assert!(numbers.len() > 3 && numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    assert_eq!(of(&messages, "samclip/yard/status/detect"), ["online", "offline"]);
+    assert_eq!(of(&messages, "samclip/available"), ["online", "stopped"]);
+    for topic in [
+        "gate/status/detect",
+        "gate/sea",
+        "gate/query/sea/state",
+        "gate/detect/state",
+        "yard/red",
+        "yard/query/red/state",
+    ] {
+        let bodies = of(&messages, &format!("samclip/{topic}"));
+        assert!(bodies.len() > 1 && bodies.last() == Some(&""), "{topic}: {bodies:?}");
+    }
+}
+
+#[test]
+fn another_broker_hears_everything_and_the_old_one_a_goodbye() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let (first, second) = (broker(), broker());
+    let text = |broker: &Broker| config_text(dir.path(), &mqtt(broker));
+    let later = collected(&second, || {
+        let daemon = std::cell::OnceCell::new();
+        let earlier = collected(&first, || {
+            let daemon = daemon.get_or_init(|| Daemon::start(dir.path(), &text(&first)));
+            until("red is seen", || daemon.count("yard", "red") == Some(1));
+            assert_eq!(reload(daemon, &text(&second)), Ok(Reply::Done));
+        });
+        assert_eq!(of(&earlier, "samclip/available"), ["online", "stopped"]);
+        assert_eq!(of(&earlier, "samclip/yard/red"), ["0", "1"]);
+    });
+    assert_eq!(of(&later, "samclip/available"), ["online", "stopped"]);
+    assert_eq!(of(&later, "samclip/yard/status/detect"), ["online", "offline"]);
+    assert_eq!(of(&later, "samclip/yard/detect/state"), ["ON"]);
+    assert_eq!(of(&later, "samclip/yard/red").first(), Some(&"1"));
+    assert!(!of(&later, "samclip/yard/query/red/state").is_empty());
+}
+
+#[test]
+fn what_was_changed_live_goes_before_the_new_file_as_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    // Live changes hold where there is a door for them, even if nobody is behind it.
+    let door = "[dbus]\nbus = \"unix:path=/nonexistent\"\n";
+    let queries = |daemon: &Daemon| {
+        let state = daemon.board.now();
+        state.cameras["yard"].queries.keys().cloned().collect::<Vec<_>>()
+    };
+    let text = |rest: &str| config_text(dir.path(), &format!("{rest}{door}"));
+    let more = text("threshold = 0.3\n[[query]]\nid = \"green\"\n");
+    {
+        let daemon = Daemon::start(dir.path(), &text(""));
+        until("red is seen", || daemon.count("yard", "red") == Some(1));
+        assert_eq!(ask(&daemon, asks("sea", "blue")), Ok(Reply::Done));
+        let remove = Command::RemoveQuery {
+            camera: "yard".into(),
+            id: "red".into(),
+        };
+        assert_eq!(ask(&daemon, remove), Ok(Reply::Done));
+        assert_eq!(reload(&daemon, &more), Ok(Reply::Done));
+        assert_eq!(queries(&daemon), ["green", "sea"]);
+    }
+    let daemon = Daemon::start(dir.path(), &more);
+    until("the sea is seen", || daemon.count("yard", "sea") == Some(1));
+    assert_eq!(queries(&daemon), ["green", "sea"]);
+    // Without any door nobody could take the changes back.
+    drop(daemon);
+    let daemon = Daemon::start(dir.path(), &more.replace(door, NO_BUS));
+    until("red is seen", || daemon.count("yard", "red") == Some(1));
+    assert_eq!(queries(&daemon), ["green", "red"]);
+}
+
+#[test]
+fn another_source_is_opened_and_what_was_seen_in_the_old_one_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let blue = dir.path().join("blue");
+    std::fs::create_dir(&blue).unwrap();
+    image::RgbImage::from_pixel(64, 48, image::Rgb([20, 20, 230]))
+        .save(blue.join("0.png"))
+        .unwrap();
+    let text = config_text(dir.path(), &format!("[[query]]\nid = \"blue\"\n{NO_BUS}"));
+    let daemon = Daemon::start(dir.path(), &text);
+    until("red is seen", || daemon.count("yard", "red") == Some(1));
+    daemon.write(&text.replace("/frames?", "/blue?"));
+    daemon.hangup.store(true, Ordering::Relaxed);
+    until("blue alone is seen", || {
+        daemon.board.now().cameras["yard"].source.contains("/blue?")
+            && daemon.count("yard", "red") == Some(0)
+            && daemon.count("yard", "blue") == Some(1)
+    });
+}
