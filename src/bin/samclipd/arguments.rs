@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use samclip::daemon::config::{DEFAULT_PATH as DEFAULT_CONFIG, Engine, Provider};
 use samclip::daemon::demo::DemoOptions;
 use samclip::daemon::directories::cache_dir;
@@ -135,6 +136,18 @@ pub(crate) enum Command {
     /// List cameras and their formats.
     #[cfg(feature = "v4l2")]
     Cameras,
+    /// Print the completions of a shell: bash, zsh, fish and others.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write man pages and completions for a package.
+    #[command(hide = true)]
+    Manual {
+        /// Directory for the files.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 #[derive(Args)]

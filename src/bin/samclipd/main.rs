@@ -1,6 +1,7 @@
 //! `samclipd`: arguments → logging → daemon → exit code.
 
 mod arguments;
+mod manual;
 mod model;
 #[cfg(feature = "dbus")]
 mod query;
@@ -193,6 +194,8 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Query(arguments) => query::run(arguments, &mut table)?,
         #[cfg(feature = "v4l2")]
         Command::Cameras => list_cameras(&mut table)?,
+        Command::Completions { shell } => manual::completions(shell, &mut table)?,
+        Command::Manual { dir } => manual::write(&dir)?,
     }
     Ok(true)
 }
