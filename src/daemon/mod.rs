@@ -2,11 +2,12 @@
 //!
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
-//! says what would stop them, [`tune`] where to set a query's threshold.
+//! says what would stop them, [`tune`] where to set a query's threshold, [`bench`] what a frame costs.
 
 mod adopt;
 pub mod annotate;
 pub mod asking;
+pub mod bench;
 pub mod board;
 pub mod cameras;
 pub mod commands;

@@ -103,6 +103,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         model: ModelArgs,
     },
+    /// Measure what a frame costs on this machine, stage by stage, and what a further query adds.
+    #[command(after_help = SEARCH)]
+    Bench {
+        #[command(flatten)]
+        model: ModelArgs,
+        /// A text to look for; may be given several times [default: the demo's].
+        #[arg(long = "query", value_name = "TEXT")]
+        queries: Vec<String>,
+        /// Rounds over the built-in pictures.
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        rounds: usize,
+        /// Print the figures as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show how a text scores on pictures with and without the thing, and propose a threshold.
     #[command(after_help = SEARCH)]
     Tune {

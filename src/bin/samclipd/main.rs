@@ -17,6 +17,7 @@ use anyhow::Context;
 use clap::Parser;
 use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::asking::query_specs;
+use samclip::daemon::bench::{BenchOptions, bench};
 use samclip::daemon::cameras::sources;
 use samclip::daemon::config::{Config, DEFAULT_PATH as DEFAULT_CONFIG};
 use samclip::daemon::demo::{DemoOptions, demo};
@@ -169,6 +170,20 @@ fn run(command: Command) -> anyhow::Result<bool> {
             prepare(&options, &clock, &AtomicBool::new(false), &mut table)?;
         }
         Command::Doctor { config, model } => return Ok(doctor(&symptoms(config, &model), &mut table)?),
+        Command::Bench {
+            model,
+            queries,
+            rounds,
+            json,
+        } => {
+            let queries = if queries.is_empty() {
+                DemoOptions::default().queries
+            } else {
+                queries
+            };
+            let options = BenchOptions { queries, rounds, json };
+            bench(&mut model.open()?, &options, &clock, &mut table)?;
+        }
         Command::Tune {
             model,
             query,
