@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bus::{Daemon, config_text, until, write_model_and_frames};
+use bus::{Daemon, PATIENCE, config_text, until, write_model_and_frames};
 use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::commands::{Answer, Command, Refusal, Reply, Request};
 use samclip::daemon::config::Config;
@@ -51,6 +51,12 @@ fn asks(id: &str, prompt: &str) -> Command {
         id: id.into(),
         query: Box::new(query),
     }
+}
+
+/// What comes of something, which a daemon that stands still would never give.
+async fn in_time<T>(asked: impl Future<Output = T>) -> T {
+    let answered = tokio::time::timeout(PATIENCE, asked).await;
+    answered.expect("an answer while the text encoder works")
 }
 
 /// A text encoder that waits to be let through, once it is told to.
@@ -113,7 +119,7 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
     });
     // Each is of a frame that was taken after it was asked for.
     for _ in 0..5 {
-        let picture = door.ask(snapshot()).await;
+        let picture = in_time(door.ask(snapshot())).await;
         assert!(matches!(picture, Ok(Reply::Picture(_))), "{picture:?}");
     }
     assert!(!blue.is_finished() && count("sea").is_none());
@@ -122,8 +128,8 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
         camera: "yard".into(),
         on,
     };
-    assert_eq!(door.ask(detect(false)).await, Ok(Reply::Done));
-    assert_eq!(door.ask(detect(true)).await, Ok(Reply::Done));
+    assert_eq!(in_time(door.ask(detect(false))).await, Ok(Reply::Done));
+    assert_eq!(in_time(door.ask(detect(true))).await, Ok(Reply::Done));
     let (sender, removed) = tokio::sync::oneshot::channel();
     let remove = Command::RemoveQuery {
         camera: "yard".into(),
@@ -135,20 +141,20 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
         answer,
     })
     .unwrap();
-    assert!(matches!(door.ask(snapshot()).await, Ok(Reply::Picture(_))));
+    assert!(matches!(in_time(door.ask(snapshot())).await, Ok(Reply::Picture(_))));
     open.send(()).unwrap();
-    assert_eq!(blue.await.unwrap(), Ok(Reply::Done));
-    assert_eq!(removed.await.unwrap(), Ok(Reply::Done));
+    assert_eq!(in_time(blue).await.unwrap(), Ok(Reply::Done));
+    assert_eq!(in_time(removed).await.unwrap(), Ok(Reply::Done));
     assert!(!board.now().cameras["yard"].queries.contains_key("sea"));
 
     // The encoder takes the thread with it: whoever waits is told, and frames go on.
     drop(open);
-    let refused = door.ask(asks("meadow", "green")).await.unwrap_err();
+    let refused = in_time(door.ask(asks("meadow", "green"))).await.unwrap_err();
     assert!(
         refused.to_string().contains("the thread that prepares texts has ended"),
         "{refused}"
     );
-    assert!(matches!(door.ask(snapshot()).await, Ok(Reply::Picture(_))));
+    assert!(matches!(in_time(door.ask(snapshot())).await, Ok(Reply::Picture(_))));
     stop.store(true, Ordering::Relaxed);
     daemon.join().unwrap();
 }

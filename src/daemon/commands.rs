@@ -155,13 +155,14 @@ impl Answer {
 
     /// Says what became of a command: to whoever asked, and to the log.
     pub(super) fn give(self, command: &'static str, outcome: Outcome, outlet: &Outlet) {
-        let topic = match &self {
+        let from = match &self {
             Self::Topic(topic) => topic.as_str(),
-            Self::Caller(_) | Self::Log => "",
+            Self::Caller(_) => "D-Bus",
+            Self::Log => "signal",
         };
         match &outcome {
-            Ok(_) => info!(command, topic, "command carried out"),
-            Err(refusal) => warn!(command, topic, error = refusal.short(), "command refused"),
+            Ok(_) => info!(command, from, "command carried out"),
+            Err(refusal) => warn!(command, from, error = refusal.short(), "command refused"),
         }
         match (self, outcome) {
             (Self::Topic(topic), Err(refusal)) => outlet.refuse(&topic, refusal.short()),
