@@ -4,7 +4,7 @@
 //! answers them; a door never changes anything by itself. A command that is refused changes nothing.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -214,10 +214,7 @@ impl Requests {
     /// The next request, if one waits.
     #[must_use]
     pub fn next(&self) -> Option<Request> {
-        match self.receiver.try_recv() {
-            Ok(request) => Some(request),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.receiver.try_recv().ok()
     }
 }
 
