@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bus::{Daemon, PATIENCE, config_text, until, write_model_and_frames};
 use samclip::clock::{Clock, SystemClock};
-use samclip::daemon::commands::{Answer, Command, Refusal, Reply, Request};
+use samclip::daemon::commands::{Answer, Change, Command, Refusal, Reply, Request};
 use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
@@ -46,11 +46,17 @@ fn asks(id: &str, prompt: &str) -> Command {
         min_hits: Some(1),
         ..QueryMessage::default()
     };
-    Command::SetQuery {
+    let (id, query) = (id.into(), Box::new(query));
+    Command::Ask {
         camera: "yard".into(),
-        id: id.into(),
-        query: Box::new(query),
+        change: Change::Query { id, query },
     }
+}
+
+fn removes(id: &str) -> Command {
+    let change = Change::NoQuery { id: id.into() };
+    let camera = "yard".into();
+    Command::Ask { camera, change }
 }
 
 /// What comes of something, which a daemon that stands still would never give.
@@ -131,10 +137,7 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
     assert_eq!(in_time(door.ask(detect(false))).await, Ok(Reply::Done));
     assert_eq!(in_time(door.ask(detect(true))).await, Ok(Reply::Done));
     let (sender, removed) = tokio::sync::oneshot::channel();
-    let remove = Command::RemoveQuery {
-        camera: "yard".into(),
-        id: "sea".into(),
-    };
+    let remove = removes("sea");
     let answer = Answer::Caller(sender);
     door.hand_in(Request {
         command: remove,
@@ -318,10 +321,7 @@ fn what_was_changed_live_goes_before_the_new_file_as_after_a_restart() {
         let daemon = Daemon::start(dir.path(), &text(""));
         until("red is seen", || daemon.count("yard", "red") == Some(1));
         assert_eq!(ask(&daemon, asks("sea", "blue")), Ok(Reply::Done));
-        let remove = Command::RemoveQuery {
-            camera: "yard".into(),
-            id: "red".into(),
-        };
+        let remove = removes("red");
         assert_eq!(ask(&daemon, remove), Ok(Reply::Done));
         assert_eq!(reload(&daemon, &more), Ok(Reply::Done));
         assert_eq!(queries(&daemon), ["green", "sea"]);
