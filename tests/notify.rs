@@ -4,7 +4,7 @@
 mod tiny;
 
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -35,6 +35,34 @@ fn prepare(dir: &std::path::Path, query: &str) -> (String, UnixDatagram) {
     (text, socket)
 }
 
+/// The daemon as a process; it ends with the value, also where a test fails.
+struct Service(Child);
+
+impl Service {
+    /// Starts it, with `watchdog` as the service manager's longest wait for a sign of life in microseconds.
+    fn start(dir: &std::path::Path, config: &std::path::Path, watchdog: Option<&str>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_samclipd"));
+        command.args(["run", "--config"]).arg(config);
+        command.env("NOTIFY_SOCKET", dir.join("notify"));
+        command.env_remove("WATCHDOG_PID").env_remove("WATCHDOG_USEC");
+        command.envs(watchdog.map(|microseconds| ("WATCHDOG_USEC", microseconds)));
+        Self(command.stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let mut command = Command::new("kill");
+        let sent = command.args(["-s", name, &self.0.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn hear(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer).expect("a message within a minute");
@@ -47,15 +75,7 @@ fn a_service_says_ready_gives_signs_of_life_and_says_when_it_stops() {
     let (text, socket) = prepare(dir.path(), "?fps=20&loop");
     let config = dir.path().join("samclipd.toml");
     std::fs::write(&config, text).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_samclipd"))
-        .args(["run", "--config"])
-        .arg(&config)
-        .env("NOTIFY_SOCKET", dir.path().join("notify"))
-        .env("WATCHDOG_USEC", "300000")
-        .env_remove("WATCHDOG_PID")
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut service = Service::start(dir.path(), &config, Some("300000"));
     assert_eq!(hear(&socket), "STATUS=opening the model");
     let ready = hear(&socket);
     assert!(
@@ -63,16 +83,10 @@ fn a_service_says_ready_gives_signs_of_life_and_says_when_it_stops() {
         "{ready}"
     );
     assert_eq!([hear(&socket), hear(&socket)], ["WATCHDOG=1", "WATCHDOG=1"]);
-    assert!(
-        Command::new("kill")
-            .arg(child.id().to_string())
-            .status()
-            .unwrap()
-            .success()
-    );
+    service.signal("TERM");
     let last = std::iter::repeat_with(|| hear(&socket)).find(|m| m != "WATCHDOG=1");
     assert_eq!(last.as_deref(), Some("STOPPING=1\nSTATUS=stopping"));
-    assert!(child.wait().unwrap().success());
+    assert!(service.0.wait().unwrap().success());
 }
 
 #[test]
@@ -81,24 +95,7 @@ fn at_a_hangup_a_service_says_that_it_reloads_and_what_came_of_it() {
     let (text, socket) = prepare(dir.path(), "?fps=20&loop");
     let config = dir.path().join("samclipd.toml");
     std::fs::write(&config, &text).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_samclipd"))
-        .args(["run", "--config"])
-        .arg(&config)
-        .env("NOTIFY_SOCKET", dir.path().join("notify"))
-        .env_remove("WATCHDOG_USEC")
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let signal = |name: &str| {
-        let mut command = Command::new("kill");
-        assert!(
-            command
-                .args(["-s", name, &child.id().to_string()])
-                .status()
-                .unwrap()
-                .success()
-        );
-    };
+    let mut service = Service::start(dir.path(), &config, None);
     assert_eq!(hear(&socket), "STATUS=opening the model");
     assert!(hear(&socket).starts_with("READY=1\n"));
     for (changed, came) in [
@@ -109,7 +106,7 @@ fn at_a_hangup_a_service_says_that_it_reloads_and_what_came_of_it() {
         ),
     ] {
         std::fs::write(&config, changed).unwrap();
-        signal("HUP");
+        service.signal("HUP");
         let reloading = hear(&socket);
         let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
         let (time, status) = time.split_once('\n').unwrap();
@@ -124,9 +121,9 @@ fn at_a_hangup_a_service_says_that_it_reloads_and_what_came_of_it() {
         );
         assert_eq!(ready.lines().count(), 2);
     }
-    signal("TERM");
+    service.signal("TERM");
     assert_eq!(hear(&socket), "STOPPING=1\nSTATUS=stopping");
-    assert!(child.wait().unwrap().success());
+    assert!(service.0.wait().unwrap().success());
 }
 
 #[test]

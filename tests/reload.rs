@@ -10,9 +10,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bus::{Daemon, config_text, until, write_model_and_frames};
+use bus::{Daemon, PATIENCE, config_text, until, write_model_and_frames};
 use samclip::clock::{Clock, SystemClock};
-use samclip::daemon::commands::{Answer, Command, Refusal, Reply, Request};
+use samclip::daemon::commands::{Answer, Change, Command, Refusal, Reply, Request};
 use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
@@ -46,11 +46,23 @@ fn asks(id: &str, prompt: &str) -> Command {
         min_hits: Some(1),
         ..QueryMessage::default()
     };
-    Command::SetQuery {
+    let (id, query) = (id.into(), Box::new(query));
+    Command::Ask {
         camera: "yard".into(),
-        id: id.into(),
-        query: Box::new(query),
+        change: Change::Query { id, query },
     }
+}
+
+fn removes(id: &str) -> Command {
+    let change = Change::NoQuery { id: id.into() };
+    let camera = "yard".into();
+    Command::Ask { camera, change }
+}
+
+/// What comes of something, which a daemon that stands still would never give.
+async fn in_time<T>(asked: impl Future<Output = T>) -> T {
+    let answered = tokio::time::timeout(PATIENCE, asked).await;
+    answered.expect("an answer while the text encoder works")
 }
 
 /// A text encoder that waits to be let through, once it is told to.
@@ -113,7 +125,7 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
     });
     // Each is of a frame that was taken after it was asked for.
     for _ in 0..5 {
-        let picture = door.ask(snapshot()).await;
+        let picture = in_time(door.ask(snapshot())).await;
         assert!(matches!(picture, Ok(Reply::Picture(_))), "{picture:?}");
     }
     assert!(!blue.is_finished() && count("sea").is_none());
@@ -122,33 +134,30 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
         camera: "yard".into(),
         on,
     };
-    assert_eq!(door.ask(detect(false)).await, Ok(Reply::Done));
-    assert_eq!(door.ask(detect(true)).await, Ok(Reply::Done));
+    assert_eq!(in_time(door.ask(detect(false))).await, Ok(Reply::Done));
+    assert_eq!(in_time(door.ask(detect(true))).await, Ok(Reply::Done));
     let (sender, removed) = tokio::sync::oneshot::channel();
-    let remove = Command::RemoveQuery {
-        camera: "yard".into(),
-        id: "sea".into(),
-    };
+    let remove = removes("sea");
     let answer = Answer::Caller(sender);
     door.hand_in(Request {
         command: remove,
         answer,
     })
     .unwrap();
-    assert!(matches!(door.ask(snapshot()).await, Ok(Reply::Picture(_))));
+    assert!(matches!(in_time(door.ask(snapshot())).await, Ok(Reply::Picture(_))));
     open.send(()).unwrap();
-    assert_eq!(blue.await.unwrap(), Ok(Reply::Done));
-    assert_eq!(removed.await.unwrap(), Ok(Reply::Done));
+    assert_eq!(in_time(blue).await.unwrap(), Ok(Reply::Done));
+    assert_eq!(in_time(removed).await.unwrap(), Ok(Reply::Done));
     assert!(!board.now().cameras["yard"].queries.contains_key("sea"));
 
     // The encoder takes the thread with it: whoever waits is told, and frames go on.
     drop(open);
-    let refused = door.ask(asks("meadow", "green")).await.unwrap_err();
+    let refused = in_time(door.ask(asks("meadow", "green"))).await.unwrap_err();
     assert!(
         refused.to_string().contains("the thread that prepares texts has ended"),
         "{refused}"
     );
-    assert!(matches!(door.ask(snapshot()).await, Ok(Reply::Picture(_))));
+    assert!(matches!(in_time(door.ask(snapshot())).await, Ok(Reply::Picture(_))));
     stop.store(true, Ordering::Relaxed);
     daemon.join().unwrap();
 }
@@ -312,10 +321,7 @@ fn what_was_changed_live_goes_before_the_new_file_as_after_a_restart() {
         let daemon = Daemon::start(dir.path(), &text(""));
         until("red is seen", || daemon.count("yard", "red") == Some(1));
         assert_eq!(ask(&daemon, asks("sea", "blue")), Ok(Reply::Done));
-        let remove = Command::RemoveQuery {
-            camera: "yard".into(),
-            id: "red".into(),
-        };
+        let remove = removes("red");
         assert_eq!(ask(&daemon, remove), Ok(Reply::Done));
         assert_eq!(reload(&daemon, &more), Ok(Reply::Done));
         assert_eq!(queries(&daemon), ["green", "sea"]);

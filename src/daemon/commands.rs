@@ -4,7 +4,7 @@
 //! answers them; a door never changes anything by itself. A command that is refused changes nothing.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -31,28 +31,12 @@ pub enum Command {
         /// Whether its frames are processed.
         on: bool,
     },
-    /// Replaces what the queries of a camera compete with.
-    SetBackground {
+    /// Changes what is asked of a camera.
+    Ask {
         /// Id of the camera.
         camera: String,
-        /// The texts; `None` for the configuration's, or the model's own.
-        texts: Option<Vec<String>>,
-    },
-    /// Sets or replaces a query of a camera.
-    SetQuery {
-        /// Id of the camera.
-        camera: String,
-        /// Id of the query.
-        id: String,
-        /// The query; what it leaves out has the configuration's defaults.
-        query: Box<QueryMessage>,
-    },
-    /// Removes a query of a camera.
-    RemoveQuery {
-        /// Id of the camera.
-        camera: String,
-        /// Id of the query.
-        id: String,
+        /// What is changed.
+        change: Change,
     },
     /// Takes a picture of a camera: its next frame that is processed.
     Snapshot {
@@ -61,6 +45,25 @@ pub enum Command {
     },
     /// Reads the configuration file again and does what it says now.
     Reload,
+}
+
+/// Another thing to ask of a camera; its texts may have to be embedded first.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Sets or replaces a query.
+    Query {
+        /// Id of the query.
+        id: String,
+        /// The query; what it leaves out has the configuration's defaults.
+        query: Box<QueryMessage>,
+    },
+    /// Removes a query.
+    NoQuery {
+        /// Id of the query.
+        id: String,
+    },
+    /// Replaces what queries compete with; `None` for the configuration's texts, or the model's own.
+    Background(Option<Vec<String>>),
 }
 
 /// What a command that was carried out gives back.
@@ -138,9 +141,11 @@ impl Command {
     pub fn name(&self) -> &'static str {
         match self {
             Self::SetDetect { .. } => "set detect",
-            Self::SetBackground { .. } => "set background",
-            Self::SetQuery { .. } => "set query",
-            Self::RemoveQuery { .. } => "remove query",
+            Self::Ask { change, .. } => match change {
+                Change::Query { .. } => "set query",
+                Change::NoQuery { .. } => "remove query",
+                Change::Background(_) => "set background",
+            },
             Self::Snapshot { .. } => "snapshot",
             Self::Reload => "reload",
         }
@@ -155,13 +160,14 @@ impl Answer {
 
     /// Says what became of a command: to whoever asked, and to the log.
     pub(super) fn give(self, command: &'static str, outcome: Outcome, outlet: &Outlet) {
-        let topic = match &self {
+        let from = match &self {
             Self::Topic(topic) => topic.as_str(),
-            Self::Caller(_) | Self::Log => "",
+            Self::Caller(_) => "D-Bus",
+            Self::Log => "signal",
         };
         match &outcome {
-            Ok(_) => info!(command, topic, "command carried out"),
-            Err(refusal) => warn!(command, topic, error = refusal.short(), "command refused"),
+            Ok(_) => info!(command, from, "command carried out"),
+            Err(refusal) => warn!(command, from, error = refusal.short(), "command refused"),
         }
         match (self, outcome) {
             (Self::Topic(topic), Err(refusal)) => outlet.refuse(&topic, refusal.short()),
@@ -213,10 +219,7 @@ impl Requests {
     /// The next request, if one waits.
     #[must_use]
     pub fn next(&self) -> Option<Request> {
-        match self.receiver.try_recv() {
-            Ok(request) => Some(request),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.receiver.try_recv().ok()
     }
 }
 
@@ -232,24 +235,22 @@ pub(super) fn command_of(message: &Incoming, topics: &Topics) -> Option<Result<C
         return Some(Err(Refusal::Invalid(text)));
     }
     let (camera, body) = (asked.camera.to_owned(), &message.payload[..]);
-    let read = match asked.what {
-        Asked::Detect => decode_switch(body).map(|on| Command::SetDetect { camera, on }),
-        Asked::Background if body.is_empty() => Ok(Command::SetBackground { camera, texts: None }),
-        Asked::Background => decode_texts(body).map(|texts| Command::SetBackground {
-            camera,
-            texts: Some(texts),
-        }),
-        Asked::Query(id) if body.is_empty() => Ok(Command::RemoveQuery {
-            camera,
-            id: id.to_owned(),
-        }),
-        Asked::Query(id) => QueryMessage::decode(body).map(|query| Command::SetQuery {
-            camera,
-            id: id.to_owned(),
-            query: Box::new(query),
+    let id = |id: &str| id.to_owned();
+    let change = match asked.what {
+        Asked::Detect => {
+            let on = decode_switch(body).map_err(|error| Refusal::Invalid(error.to_string()));
+            return Some(on.map(|on| Command::SetDetect { camera, on }));
+        }
+        Asked::Background if body.is_empty() => Ok(Change::Background(None)),
+        Asked::Background => decode_texts(body).map(|texts| Change::Background(Some(texts))),
+        Asked::Query(query) if body.is_empty() => Ok(Change::NoQuery { id: id(query) }),
+        Asked::Query(query) => QueryMessage::decode(body).map(|message| Change::Query {
+            id: id(query),
+            query: Box::new(message),
         }),
     };
-    Some(read.map_err(|error| Refusal::Invalid(error.to_string())))
+    let command = change.map(|change| Command::Ask { camera, change });
+    Some(command.map_err(|error| Refusal::Invalid(error.to_string())))
 }
 
 #[cfg(test)]
@@ -296,21 +297,13 @@ mod tests {
             retained,
         };
         let of = |topic: &str, body| command_of(&message(topic, body, false), &topics);
-        let camera = || "yard".to_owned();
-        assert_eq!(
-            of("samclip/yard/query/red/set", b""),
-            Some(Ok(Command::RemoveQuery {
-                camera: camera(),
-                id: "red".into()
-            }))
-        );
-        assert_eq!(
-            of("samclip/yard/background/set", b""),
-            Some(Ok(Command::SetBackground {
-                camera: camera(),
-                texts: None
-            }))
-        );
+        let ask = |change| {
+            let camera = "yard".to_owned();
+            Some(Ok(Command::Ask { camera, change }))
+        };
+        let red = Change::NoQuery { id: "red".into() };
+        assert_eq!(of("samclip/yard/query/red/set", b""), ask(red));
+        assert_eq!(of("samclip/yard/background/set", b""), ask(Change::Background(None)));
         assert_eq!(of("samclip/yard/frame", b""), None);
         let retained = command_of(&message("samclip/yard/detect/set", b"ON", true), &topics);
         assert!(matches!(retained, Some(Err(Refusal::Invalid(_)))));

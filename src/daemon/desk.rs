@@ -6,15 +6,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::warn;
 
-use super::asking::query_of;
+use super::asking::{Asking, query_of};
 use super::board::Phase;
-use super::commands::{Answer, Command, MOST_WAITING, Outcome, Refusal, Reply, Request, command_of};
+use super::commands::{Answer, Change, Command, MOST_WAITING, Outcome, Refusal, Reply, Request, command_of};
 use super::config::check_background;
 use super::live::LiveCamera;
 use super::reload::{Reload, Reloaded};
 use super::serve::Service;
 use super::station::Prepared;
 use super::texts::{Finished, Job};
+
+/// What takes long.
+pub(super) enum Work {
+    /// Another thing to ask of a camera.
+    Ask { camera: String, change: Change },
+    /// Another configuration.
+    Reload,
+}
+
+/// Something that takes long, and whom to answer.
+pub(super) struct Task {
+    /// Of the command, for the log.
+    name: &'static str,
+    work: Work,
+    answer: Answer,
+}
 
 impl Service<'_> {
     /// Takes in what was asked, carries out what can be, and starts the next job.
@@ -35,9 +51,9 @@ impl Service<'_> {
             Some(Err(())) => self.refuse_work(),
         }
         while self.in_work.is_none()
-            && let Some(request) = self.waiting.pop_front()
+            && let Some(task) = self.waiting.pop_front()
         {
-            self.begin(request);
+            self.begin(task);
         }
     }
 
@@ -66,22 +82,27 @@ impl Service<'_> {
     fn take_in(&mut self, request: Request) {
         let Request { command, answer } = request;
         let name = command.name();
-        let outcome = match command {
-            Command::SetDetect { camera, on } => self.set_detect(&camera, on),
-            Command::Snapshot { camera } => match self.index(&camera) {
-                Ok(index) => {
-                    self.cameras[index].station.want_picture(answer, &self.outlet);
-                    return;
-                }
-                Err(refusal) => Err(refusal),
-            },
-            _ if self.waiting.len() >= MOST_WAITING => Err(Refusal::Busy),
-            command => {
-                self.waiting.push_back(Request { command, answer });
+        let work = match command {
+            Command::SetDetect { camera, on } => {
+                let outcome = self.set_detect(&camera, on);
+                answer.give(name, outcome, &self.outlet);
                 return;
             }
+            Command::Snapshot { camera } => {
+                match self.index(&camera) {
+                    Ok(index) => self.cameras[index].station.want_picture(answer, &self.outlet),
+                    Err(refusal) => answer.give(name, Err(refusal), &self.outlet),
+                }
+                return;
+            }
+            Command::Ask { camera, change } => Work::Ask { camera, change },
+            Command::Reload => Work::Reload,
         };
-        answer.give(name, outcome, &self.outlet);
+        if self.waiting.len() >= MOST_WAITING {
+            answer.give(name, Err(Refusal::Busy), &self.outlet);
+        } else {
+            self.waiting.push_back(Task { name, work, answer });
+        }
     }
 
     fn index(&self, camera: &str) -> Result<usize, Refusal> {
@@ -109,96 +130,103 @@ impl Service<'_> {
         }
     }
 
-    /// Gives a request's work to the texts' thread.
-    fn begin(&mut self, request: Request) {
-        let job = match self.job(&request.command) {
+    /// Gives a task to the texts' thread.
+    fn begin(&mut self, task: Task) {
+        let job = match &task.work {
+            Work::Ask { camera, change } => self.asking(camera, change).map(Job::Prepare),
+            Work::Reload => Ok(Job::Reload(Box::new(Reload {
+                file: self.file.clone(),
+                current: Arc::clone(&self.config),
+                live: self.live.clone(),
+            }))),
+        };
+        let job = match job {
             Ok(job) => job,
             Err(refusal) => {
-                request.answer.give(request.command.name(), Err(refusal), &self.outlet);
+                task.answer.give(task.name, Err(refusal), &self.outlet);
                 return;
             }
         };
-        if request.command == Command::Reload {
+        if matches!(task.work, Work::Reload) {
             self.notifier.reloading();
             self.outlet.board().phase(Phase::Reloading);
         }
-        self.in_work = Some(request);
+        self.in_work = Some(task);
         if self.worker.begin(job).is_err() {
             self.refuse_work();
         }
     }
 
-    /// What has to be prepared for a command; refuses what is wrong without any text being looked at.
-    fn job(&self, command: &Command) -> Result<Job, Refusal> {
-        if *command == Command::Reload {
-            return Ok(Job::Reload(Box::new(Reload {
-                file: self.file.clone(),
-                current: Arc::clone(&self.config),
-                live: self.live.clone(),
-            })));
-        }
-        let station = &self.cameras[self.index(camera_of(command))?].station;
-        let asking = match command {
-            Command::SetQuery { id, query, .. } => {
+    /// What a camera is asked after a change; refuses what is wrong without any text being looked at.
+    fn asking(&self, camera: &str, change: &Change) -> Result<Asking, Refusal> {
+        let station = &self.cameras[self.index(camera)?].station;
+        let asking = match change {
+            Change::Query { id, query } => {
                 query_of(id, query).and_then(|query| station.asking().with(query, station.camera()))
             }
-            Command::RemoveQuery { id, .. } => station.asking().without(id),
-            Command::SetBackground { texts, .. } => {
-                let fault = texts.as_deref().map(check_background);
-                fault.unwrap_or(Ok(())).map_err(|fault| fault.to_string()).map(|()| {
-                    let mut asking = station.asking().clone();
+            Change::NoQuery { id } => station.asking().without(id),
+            Change::Background(texts) => {
+                let fault = texts.as_deref().map_or(Ok(()), check_background);
+                fault.map_err(|fault| fault.to_string()).map(|()| Asking {
+                    queries: station.asking().queries.clone(),
                     // Without texts of its own, those of the configuration hold again.
-                    asking.background = texts.clone().or_else(|| station.configured().background.clone());
-                    asking
+                    background: texts.clone().or_else(|| station.configured().background.clone()),
                 })
             }
-            Command::SetDetect { .. } | Command::Snapshot { .. } | Command::Reload => Ok(station.asking().clone()),
         };
-        asking.map(Job::Prepare).map_err(Refusal::Invalid)
+        asking.map_err(Refusal::Invalid)
     }
 
     /// Puts in force what was prepared, and answers.
     fn finish(&mut self, finished: Finished) {
-        let Some(Request { command, answer }) = self.in_work.take() else {
+        let Some(Task { name, work, answer }) = self.in_work.take() else {
             return;
         };
-        let name = command.name();
-        let outcome = match finished {
-            Finished::Prepared(Ok(prepared)) => self.put_in_force(command, prepared),
-            Finished::Prepared(Err(error)) => Err(Refusal::Invalid(error)),
-            Finished::Reloaded(reloaded) => self.finish_reload(reloaded),
+        let outcome = match (finished, work) {
+            (Finished::Prepared(Ok(prepared)), Work::Ask { camera, change }) => {
+                self.put_in_force(&camera, change, prepared)
+            }
+            (Finished::Prepared(Err(error)), _) => Err(Refusal::Invalid(error)),
+            (Finished::Reloaded(reloaded), _) => self.finish_reload(reloaded),
+            (Finished::Prepared(Ok(_)), Work::Reload) => {
+                Err(Refusal::Failed("no configuration was prepared".to_owned()))
+            }
         };
         answer.give(name, outcome, &self.outlet);
     }
 
     /// The texts' thread has ended, which only a fault of the program can cause; frames go on.
     fn refuse_work(&mut self) {
-        let requests: Vec<Request> = self.in_work.take().into_iter().chain(self.waiting.drain(..)).collect();
-        for Request { command, answer } in requests {
-            if command == Command::Reload {
-                self.reload_ended("reload refused");
-            }
+        let begun = self.in_work.take();
+        if begun.as_ref().is_some_and(|task| matches!(task.work, Work::Reload)) {
+            self.reload_ended("reload refused");
+        }
+        for Task { name, answer, .. } in begun.into_iter().chain(self.waiting.drain(..)) {
             let text = "the thread that prepares texts has ended; restart the daemon".to_owned();
-            answer.give(command.name(), Err(Refusal::Failed(text)), &self.outlet);
+            answer.give(name, Err(Refusal::Failed(text)), &self.outlet);
         }
     }
 
-    fn put_in_force(&mut self, command: Command, prepared: Prepared) -> Outcome {
+    fn put_in_force(&mut self, camera: &str, change: Change, prepared: Prepared) -> Outcome {
         // The camera is still there: what takes it away waits for this to be finished.
-        let camera = camera_of(&command).to_owned();
-        let index = self.index(&camera)?;
+        let index = self.index(camera)?;
         let station = &mut self.cameras[index].station;
         station.ask(prepared, &self.outlet);
-        let configured = match &command {
-            Command::RemoveQuery { id, .. } => station.configured().query(id).is_some(),
-            _ => false,
+        let (id, kept) = match change {
+            Change::Query { id, query } => (id, Some(Some(*query))),
+            // One of the file is remembered as removed, another one need not be.
+            Change::NoQuery { id } => {
+                let configured = station.configured().query(&id).is_some();
+                (id, configured.then_some(None))
+            }
+            Change::Background(texts) => {
+                self.keep(camera, |live| live.background = texts);
+                return Ok(Reply::Done);
+            }
         };
-        self.keep(&camera, |kept| match command {
-            Command::SetQuery { id, query, .. } => drop(kept.queries.insert(id, Some(*query))),
-            Command::RemoveQuery { id, .. } if configured => drop(kept.queries.insert(id, None)),
-            Command::RemoveQuery { id, .. } => drop(kept.queries.remove(&id)),
-            Command::SetBackground { texts, .. } => kept.background = texts,
-            Command::SetDetect { .. } | Command::Snapshot { .. } | Command::Reload => {}
+        self.keep(camera, |live| match kept {
+            Some(query) => drop(live.queries.insert(id, query)),
+            None => drop(live.queries.remove(&id)),
         });
         Ok(Reply::Done)
     }
@@ -222,17 +250,5 @@ impl Service<'_> {
         // A line of its own in the service manager's protocol must stay one.
         let line = format!("{}; {what}", self.summary()).replace(['\n', '\r'], " ");
         self.notifier.ready(&line);
-    }
-}
-
-/// Id of the camera that a command is about; empty for none.
-fn camera_of(command: &Command) -> &str {
-    match command {
-        Command::SetDetect { camera, .. }
-        | Command::SetBackground { camera, .. }
-        | Command::SetQuery { camera, .. }
-        | Command::RemoveQuery { camera, .. }
-        | Command::Snapshot { camera } => camera,
-        Command::Reload => "",
     }
 }

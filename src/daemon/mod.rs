@@ -3,6 +3,10 @@
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
 //! says what would stop them, [`tune`] where to set a query's threshold, [`bench`] what a frame costs.
+//!
+//! Of the running daemon, [`cameras`] are the threads that frames come from and `serve` is the loop that takes them. Between
+//! two frames it carries out [`commands`] (`desk`) and puts new configurations in force (`reload`, `adopt`); `texts` is the
+//! thread that does for them what takes long. What anybody may know is on the [`board`].
 
 mod adopt;
 pub mod annotate;

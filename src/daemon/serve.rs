@@ -16,8 +16,9 @@ use crate::vision::frame::Frame;
 
 use super::board::Phase;
 use super::cameras::{Delivery, Feed};
-use super::commands::{Request, Requests};
+use super::commands::Requests;
 use super::config::Config;
+use super::desk::Task;
 use super::health::Health;
 use super::latest::{Latest, Taken};
 use super::live::LiveState;
@@ -72,9 +73,9 @@ pub(super) struct Service<'a> {
     pub(super) requests: Requests,
     pub(super) worker: TextWorker,
     /// Commands that need the worker, in order.
-    pub(super) waiting: VecDeque<Request>,
+    pub(super) waiting: VecDeque<Task>,
     /// The one it is at.
-    pub(super) in_work: Option<Request>,
+    pub(super) in_work: Option<Task>,
     pub(super) health: Health,
     pub(super) notifier: &'a Notifier,
     pub(super) clock: &'a Arc<dyn Clock>,

@@ -10,7 +10,7 @@ use zbus::{Connection, fdo, interface};
 use super::access::{Action, require};
 use super::camera_path;
 use crate::daemon::board::{Board, DaemonState, Phase};
-use crate::daemon::commands::{Command, Door, Refusal, Reply};
+use crate::daemon::commands::{Change, Command, Door, Refusal, Reply};
 use crate::message::query::QueryMessage;
 
 /// Name of the interface.
@@ -114,7 +114,8 @@ impl Manager {
         let query = QueryMessage::decode(query.as_bytes());
         let query = query.map_err(|error| error_of(&Refusal::Invalid(error.to_string())))?;
         let query = Box::new(query);
-        self.ask(Command::SetQuery { camera, id, query }).await.map(drop)
+        let change = Change::Query { id, query };
+        self.ask(Command::Ask { camera, change }).await.map(drop)
     }
 
     /// Removes a query of a camera.
@@ -125,8 +126,8 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> fdo::Result<()> {
-        self.change(Command::RemoveQuery { camera, id }, connection, &header)
-            .await
+        let change = Change::NoQuery { id };
+        self.change(Command::Ask { camera, change }, connection, &header).await
     }
 
     /// The queries of a camera by id, each as JSON.

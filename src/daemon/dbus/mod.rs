@@ -1,6 +1,6 @@
 //! The daemon on D-Bus: `org.samclip.Daemon1`, described in `dbus/org.samclip.Daemon1.xml`.
 //!
-//! [`manager`] is the object of the daemon, [`camera`] those of its cameras, `access` decides who may change anything,
+//! `manager` is the object of the daemon, `camera` those of its cameras, `access` decides who may change anything,
 //! [`client`] is the other end, which `samclipd query` uses. Everything that is read comes from the [`Board`], everything
 //! that is asked goes through the [`Door`]: nothing here waits for a frame or holds one up. A bus that is not there, taken
 //! or restarted stops nothing: it is told once, and tried again with growing pauses. Masks never travel over D-Bus.
