@@ -331,7 +331,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             writeln!(table, "{}: valid; {cameras} cameras, {queries} queries", path.display())?;
         }
         #[cfg(feature = "v4l2")]
-        Command::Cameras => list_cameras(&mut table)?,
+        Command::Cameras => samclip::daemon::cameras::list(&mut table)?,
     }
     Ok(true)
 }
@@ -410,31 +410,6 @@ fn watch_signals(mut act: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
             }
         });
     })?;
-    Ok(())
-}
-
-#[cfg(feature = "v4l2")]
-fn list_cameras(table: &mut dyn Write) -> anyhow::Result<()> {
-    let cameras = samclip::capture::list_cameras();
-    if cameras.is_empty() {
-        writeln!(table, "no video devices in /dev")?;
-    }
-    for camera in cameras {
-        writeln!(table, "{}  {}", camera.path.display(), camera.card)?;
-        match camera.formats {
-            Err(error) => writeln!(table, "  {error}")?,
-            Ok(formats) => {
-                for format in formats {
-                    let note = if format.supported {
-                        ""
-                    } else {
-                        "  (not read by samclip)"
-                    };
-                    writeln!(table, "  {}{note}  {}", format.four_cc, format.sizes.join(" "))?;
-                }
-            }
-        }
-    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use crate::message::payload::{CameraStats, SCHEMA, SpoolMessage, StatsMessage};
 use crate::publish::mqtt::PublishStats;
 
 use super::config::{self, Config};
+use super::intake::Intake;
 use super::latest::Latest;
 use super::pipeline::{Detections, Pipeline};
 use super::run::Delivery;
@@ -57,16 +58,21 @@ impl Health {
         pipeline: &Pipeline,
         config: &Config,
         latest: &Latest<Delivery>,
+        intakes: &[Intake],
         now: Moment,
         published: &PublishStats,
     ) -> StatsMessage {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
         let all = self.frames_in_period.iter().sum::<u64>().max(1) as f32;
         let camera = |(slot, camera): (usize, &config::Camera)| {
+            let losses = intakes[slot].losses();
             let stats = CameraStats {
                 fps: self.frames_in_period[slot] as f32 / seconds,
                 frames: self.frames[slot],
-                skipped: latest.dropped(slot),
+                skipped: latest.dropped(slot) + losses.passed,
+                lost: losses.lost,
+                corrupt: losses.corrupt,
+                reopened: intakes[slot].reopened(),
             };
             (camera.id.to_string(), stats)
         };

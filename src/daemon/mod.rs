@@ -5,12 +5,15 @@
 //! says what would stop them, [`tune`] where to set a query's threshold.
 
 pub mod annotate;
+#[cfg(feature = "v4l2")]
+pub mod cameras;
 mod commands;
 pub mod config;
 pub mod demo;
 pub mod directories;
 pub mod doctor;
 mod health;
+mod intake;
 pub mod latest;
 mod live;
 pub mod models;

@@ -23,6 +23,7 @@ use super::commands::{carry_out, restore};
 use super::config::{self, Config};
 use super::directories::{cache_dir, state_dir};
 use super::health::Health;
+use super::intake::Intake;
 use super::latest::{Latest, Taken};
 use super::live::LiveState;
 use super::notify::Notifier;
@@ -30,8 +31,9 @@ use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline, PipelineError, QuerySpec};
 use super::station::Station;
 
-/// First and longest pause before a source that failed is opened again; the pause doubles.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// First and longest pause before a source that failed is opened again; the pause doubles. Somebody who plugs a camera in
+/// again waits that long for it.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Pause between two looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -59,6 +61,7 @@ pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
     let parse = |camera: &config::Camera| {
         let mut uri = SourceUri::from_str(&camera.source)?;
         uri.fps = uri.fps.or(camera.fps.map(|f| f as f32));
+        uri.controls.clone_from(&camera.controls);
         Ok(uri)
     };
     config.cameras.iter().map(parse).collect()
@@ -162,7 +165,7 @@ pub fn run_with(
     notifier: &Notifier,
     open: impl FnOnce(&dyn Progress) -> Result<Pipeline, PipelineError>,
 ) -> anyhow::Result<()> {
-    let sources = sources(config)?;
+    let mut sources = sources(config)?;
     let outlet = Outlet::start(config)?;
     let announce = Announce {
         outlet: &outlet,
@@ -201,14 +204,18 @@ pub fn run_with(
         cameras = sources.len(),
         "started"
     );
+    for uri in &mut sources {
+        uri.side = u32::try_from(pipeline.manifest().encoder.side).ok();
+    }
     let latest = Latest::new(sources.len());
+    let intakes: Vec<Intake> = sources.iter().map(|_| Intake::default()).collect();
     let ended = std::thread::scope(|scope| {
         let cameras: Vec<_> = sources
             .iter()
             .enumerate()
             .map(|(slot, uri)| {
-                let (latest, clock) = (&latest, Arc::clone(clock));
-                scope.spawn(move || watch(slot, uri, latest, &clock, stop))
+                let (latest, intake, clock) = (&latest, &intakes[slot], Arc::clone(clock));
+                scope.spawn(move || watch(slot, uri, latest, intake, &clock, stop))
             })
             .collect();
         notifier.ready(&format!("{} on {}", pipeline.model(), pipeline.provider()));
@@ -216,6 +223,7 @@ pub fn run_with(
             &mut pipeline,
             config,
             &latest,
+            &intakes,
             &outlet,
             notifier,
             clock.as_ref(),
@@ -257,30 +265,65 @@ fn ending_if_stopped<T>(stop: &AtomicBool, outlet: &Outlet, notifier: &Notifier,
 }
 
 /// Feeds one slot from one source; opens it again after every failure, until the end of the source or `stop`.
-fn watch(slot: usize, uri: &SourceUri, latest: &Latest<Delivery>, clock: &Arc<dyn Clock>, stop: &AtomicBool) {
+fn watch(
+    slot: usize,
+    uri: &SourceUri,
+    latest: &Latest<Delivery>,
+    intake: &Intake,
+    clock: &Arc<dyn Clock>,
+    stop: &AtomicBool,
+) {
     let stopping = || stop.load(Ordering::Relaxed) || latest.is_closed();
     // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
-    let mut pause = RETRY.0;
+    let mut progress = Watched {
+        pause: RETRY.0,
+        next_number: 0,
+    };
+    let (mut opened, mut told) = (false, String::new());
     while !stopping() {
         let error = match capture::open(uri, Arc::clone(clock)) {
             Err(error) => error,
             Ok(mut source) => {
                 info!(source = source.description(), "source opened");
-                match feed(slot, uri, source.as_mut(), latest, &stopping, &mut pause) {
+                if std::mem::replace(&mut opened, true) {
+                    intake.count_reopening();
+                }
+                told.clear();
+                let outcome = feed(slot, uri, source.as_mut(), latest, intake, &stopping, &mut progress);
+                intake.add(source.losses());
+                match outcome {
                     Ok(()) => break,
                     Err(error) => error,
                 }
             }
         };
         latest.put_when_empty(slot, Delivery::Gone);
-        warn!(source = uri.text, %error, retry_s = pause.as_secs_f32(), "source failed");
+        let (pause, text) = (progress.pause, error.to_string());
+        if text == told {
+            debug!(source = uri.text, error = text, "source failed again");
+        } else {
+            warn!(
+                source = uri.text,
+                error = text,
+                "source failed; tried again until it works"
+            );
+            told = text;
+        }
         let until = clock.now().monotonic + pause;
         while !stopping() && clock.now().monotonic < until {
             clock.sleep(TICK);
         }
-        pause = (pause * 2).min(RETRY.1);
+        progress.pause = (pause * 2).min(RETRY.1);
     }
     latest.put_when_empty(slot, Delivery::Gone);
+}
+
+/// What holds across openings of a source.
+struct Watched {
+    /// Until the next opening.
+    pause: Duration,
+    /// Number of the next frame: numbers rise, however often the source starts anew.
+    next_number: u64,
 }
 
 fn feed(
@@ -288,16 +331,26 @@ fn feed(
     uri: &SourceUri,
     source: &mut dyn FrameSource,
     latest: &Latest<Delivery>,
+    intake: &Intake,
     stopping: &dyn Fn() -> bool,
-    pause: &mut Duration,
+    progress: &mut Watched,
 ) -> Result<(), CaptureError> {
+    let first = progress.next_number;
     let lossless = uri.scheme != Scheme::V4l2 && uri.fps.is_none();
     while !stopping() {
-        let Some(frame) = source.next_frame()? else {
-            info!(source = uri.text, lost = source.lost(), "end of source");
+        let there = source.wait(TICK)?;
+        intake.add(source.losses());
+        if !there {
+            continue;
+        }
+        let Some(mut frame) = source.next_frame()? else {
+            intake.add(source.losses());
+            info!(source = uri.text, damaged = intake.losses().corrupt, "end of source");
             return Ok(());
         };
-        *pause = RETRY.0;
+        frame.sequence.0 += first;
+        progress.next_number = frame.sequence.0 + 1;
+        progress.pause = RETRY.0;
         if lossless {
             latest.put_when_empty(slot, Delivery::Frame(frame));
         } else {
@@ -318,6 +371,7 @@ fn serve(
     pipeline: &mut Pipeline,
     config: &Config,
     latest: &Latest<Delivery>,
+    intakes: &[Intake],
     outlet: &Outlet,
     notifier: &Notifier,
     clock: &dyn Clock,
@@ -381,7 +435,7 @@ fn serve(
         if now.since(health.since) >= STATS_PERIOD {
             outlet.stats(
                 health
-                    .message(pipeline, config, latest, now, &outlet.counters())
+                    .message(pipeline, config, latest, intakes, now, &outlet.counters())
                     .encode()?,
             );
             health.restart(now);

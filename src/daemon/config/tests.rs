@@ -109,7 +109,7 @@ fn the_shortest_file_gets_the_documented_defaults() {
 fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
     assert_eq!(
         refused("fps = 5", "fsp = 5"),
-        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"zone\""
+        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"controls\", \"zone\""
     );
     assert!(refused("[output]", "[outputs]").starts_with("samclipd.toml:28: unknown field \"outputs\""));
 }
