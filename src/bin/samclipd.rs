@@ -331,7 +331,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
             writeln!(table, "{}: valid; {cameras} cameras, {queries} queries", path.display())?;
         }
         #[cfg(feature = "v4l2")]
-        Command::Cameras => samclip::daemon::cameras::list(&mut table)?,
+        Command::Cameras => samclip::daemon::camera_list::list(&mut table)?,
     }
     Ok(true)
 }

@@ -2,11 +2,11 @@
 //!
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
-//! says what would stop them, [`tune`] where to set a query's threshold.
+//! says what would stop them, [`tune`] where to set a query's threshold, `camera_list` what is plugged in.
 
 pub mod annotate;
 #[cfg(feature = "v4l2")]
-pub mod cameras;
+pub mod camera_list;
 mod commands;
 pub mod config;
 pub mod demo;

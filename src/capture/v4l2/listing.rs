@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use v4l::framesize::FrameSizeEnum;
 
 use super::super::ControlValue;
+use super::choice;
 use super::control::{self, Control};
 use super::device::{Device, code_text};
 use super::find::{Node, Places};
-use super::{choice, refusal};
+use super::negotiate::refusal;
 
 /// A frame size that a camera offers.
 #[derive(Clone, Debug)]

@@ -224,6 +224,37 @@ fn the_runtime_table_is_checked_before_anything_is_opened() {
 }
 
 #[test]
+fn controls_of_cameras_are_read_and_checked() {
+    let with = |controls: &str| parse(&FULL.replacen("fps = 5", &format!("controls = {{ {controls} }}"), 1));
+    let config = with("gain = -3, auto_exposure = \"Manual Mode\", hflip = true").unwrap();
+    let number = |name: &str, value| (name.to_owned(), ControlValue::Number(value));
+    let mode = ("auto_exposure".to_owned(), ControlValue::Item("Manual Mode".into()));
+    assert_eq!(
+        config.cameras[0].controls,
+        [mode, number("gain", -3), number("hflip", 1)]
+    );
+    for (controls, expected) in [
+        ("gain = 0.5", "12: control gain is of type float, expected an integer"),
+        (
+            "\"Gain\" = 1",
+            "12: control \"Gain\", expected a name as `samclipd cameras` shows it",
+        ),
+        ("\"\" = 1", "12: control \"\", expected a name"),
+    ] {
+        let error = with(controls).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+    }
+    let file = FULL.replacen("v4l2:///dev/video0", "file:///clip.y4m", 1);
+    let error = parse(&file.replacen("fps = 5", "controls = { gain = 1 }", 1))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "samclipd.toml:12: control gain found for \"file:///clip.y4m\", expected controls of v4l2:// sources only"
+    );
+}
+
+#[test]
 fn tracking_zones_and_events_are_read_and_checked() {
     let text = FULL
         .replacen(
