@@ -16,9 +16,19 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use camera_rig::{Rig, Vivid, control, matrix, run, settle};
+use camera_rig::{Rig, Vivid, control, matrix, run, until_there};
 use samclip::message::payload::FrameMessage;
 use webcam::Webcam;
+
+/// The stable name that udev gives the webcam.
+const LINK: &str = "/dev/v4l/by-id/usb-samclip_Software_Webcam_0815-video-index0";
+
+/// Plugs the webcam in and waits until it has its stable name.
+fn plug_in(tables: bool) -> Webcam {
+    let webcam = Webcam::plug_in("0815", tables);
+    until_there(Path::new(LINK));
+    webcam
+}
 
 /// All red, without text in it, ten pictures a second.
 const RED: &str = "controls = { test_pattern = \"100% Red\", osd_text_mode = \"none\" }";
@@ -81,8 +91,7 @@ fn t01_every_format_of_both_kernel_interfaces_gives_the_mask_of_its_colour() {
 #[ignore = "needs the machine of tests/vm"]
 fn t02_the_usb_webcam_gives_the_masks_of_its_columns() {
     for (format, tables) in [("MJPG", true), ("MJPG", false), ("YUYV", true)] {
-        let _webcam = Webcam::plug_in("0815", tables);
-        settle();
+        let _webcam = plug_in(tables);
         let mut rig = Rig::start(&webcam_camera("cam", &format!("&size=320x240&format={format}")));
         let frames = rig.frames("cam", 8);
         assert!(
@@ -102,8 +111,7 @@ fn t02_the_usb_webcam_gives_the_masks_of_its_columns() {
 #[ignore = "needs the machine of tests/vm"]
 fn t03_the_cheapest_format_is_chosen_and_what_is_not_there_is_said() {
     let _vivid = Vivid::load(Vivid::SINGLE_PLANAR);
-    let _webcam = Webcam::plug_in("0815", true);
-    settle();
+    let _webcam = plug_in(true);
     // The model looks at 96 pixels: the smallest raw size of each.
     let mut rig = Rig::start(&(vivid_camera("red", "") + &webcam_camera("usb", "")));
     rig.until_log("YUYV 320x180, 10 frames per second");
@@ -226,10 +234,8 @@ fn t06_what_vivid_damages_drops_and_wraps_is_counted_and_does_no_harm() {
 #[test]
 #[ignore = "needs the machine of tests/vm"]
 fn t07_the_webcam_is_found_again_under_another_number() {
-    let mut webcam = Webcam::plug_in("0815", true);
-    settle();
-    let link = std::fs::read_dir("/dev/v4l/by-id").unwrap().flatten().map(|e| e.path());
-    let link = link.min().unwrap();
+    let mut webcam = plug_in(true);
+    let link = Path::new(LINK);
     let by_link = format!(
         "[[camera]]\nid = \"link\"\nsource = \"v4l2://{}?timeout=2\"\n",
         link.display()
@@ -246,10 +252,9 @@ fn t07_the_webcam_is_found_again_under_another_number() {
         drop(webcam);
         rig.until_status("cam", "offline");
         rig.until_log("camera is gone (");
-        webcam = Webcam::plug_in("0815", true);
+        webcam = plug_in(true);
         rig.until_status("cam", "online");
         assert!(rig.frames("cam", 3).iter().all(three_columns));
-        settle();
         let after = link.canonicalize().unwrap();
         assert_ne!(before, after);
         drop(held);
@@ -268,8 +273,7 @@ fn t07_the_webcam_is_found_again_under_another_number() {
 #[test]
 #[ignore = "needs the machine of tests/vm"]
 fn t08_a_webcam_that_stalls_or_sends_rubbish_is_noticed() {
-    let webcam = Webcam::plug_in("0815", true);
-    settle();
+    let webcam = plug_in(true);
     let mut rig = Rig::start(&webcam_camera("cam", "&format=MJPG&size=320x240"));
     rig.frames("cam", 3);
     webcam.manner.cut_every.store(3, Ordering::Relaxed);
@@ -328,8 +332,7 @@ fn t09_the_wall_clock_may_jump() {
 #[ignore = "needs the machine of tests/vm"]
 fn t10_one_camera_s_trouble_is_not_another_s() {
     let vivid = Vivid::load(Vivid::SINGLE_PLANAR);
-    let webcam = Webcam::plug_in("0815", true);
-    settle();
+    let webcam = plug_in(true);
     let mut rig = Rig::start(&(vivid_camera("red", "&size=320x180") + &webcam_camera("usb", "")));
     rig.until_status("usb", "online");
     rig.until_status("red", "online");
@@ -350,15 +353,14 @@ fn t10_one_camera_s_trouble_is_not_another_s() {
 #[ignore = "needs the machine of tests/vm"]
 fn t11_commands_say_what_is_plugged_in() {
     let _vivid = Vivid::load(Vivid::SINGLE_PLANAR);
-    let _webcam = Webcam::plug_in("0815", true);
-    settle();
+    let _webcam = plug_in(true);
     let list = run(env!("CARGO_BIN_EXE_samclipd"), &["cameras"]);
     for line in [
         "driver vivid, at platform:vivid-000",
         "source = \"v4l2://card:vivid\"",
         "source = \"v4l2:///dev/v4l/by-path/platform-vivid.0-video-index0\"",
         "source = \"v4l2://serial:0815\"",
-        "source = \"v4l2:///dev/v4l/by-id/usb-samclip_Software_Webcam_0815-video-index0\"",
+        &format!("source = \"v4l2://{LINK}\""),
         "    1280x720     10, 15, 30 fps",
         "not read by samclip: YVYU",
         "brightness                   = 128      0 to 255, default 128",
@@ -408,8 +410,7 @@ fn t11_commands_say_what_is_plugged_in() {
 #[ignore = "needs the machine of tests/vm"]
 fn t12_many_unpluggings_leave_nothing_behind() {
     let rounds: u64 = std::env::var("SAMCLIP_REPLUGS").map_or(8, |n| n.parse().unwrap());
-    let mut webcam = Webcam::plug_in("0815", true);
-    settle();
+    let mut webcam = plug_in(true);
     let mut rig = Rig::start(&webcam_camera("cam", ""));
     let mut memory = Vec::new();
     for round in 0..rounds {
@@ -419,7 +420,7 @@ fn t12_many_unpluggings_leave_nothing_behind() {
         }
         drop(webcam);
         rig.until_status("cam", "offline");
-        webcam = Webcam::plug_in("0815", true);
+        webcam = plug_in(true);
         rig.until_status("cam", "online");
     }
     rig.frames("cam", 2);

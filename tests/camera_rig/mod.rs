@@ -41,9 +41,13 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     said
 }
 
-/// Waits until udev has made its links.
-pub fn settle() {
-    run("udevadm", &["settle", "--timeout=30"]);
+/// Waits until a device node or a link to one is there.
+pub fn until_there(path: &Path) {
+    let started = Instant::now();
+    while !path.exists() {
+        assert!(started.elapsed() < PATIENCE, "{} is not there", path.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The node of a camera by its card name.
@@ -82,7 +86,7 @@ impl Vivid {
                 interface,
             ],
         );
-        settle();
+        until_there(Path::new("/dev/v4l/by-path/platform-vivid.0-video-index0"));
         Self
     }
 
