@@ -7,7 +7,6 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod camera_rig;
-#[allow(dead_code, reason = "every test binary uses another part")]
 mod mosquitto;
 mod tiny;
 mod webcam;

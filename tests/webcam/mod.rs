@@ -316,7 +316,7 @@ impl Camera {
         let size = SIZES[usize::from(self.probe[3]) - 1];
         let mut bytes = self.pictures.frame(self.probe[2] == FORMAT_JPEG, size).to_vec();
         let every = self.manner.cut_every.load(Ordering::Relaxed);
-        if every > 0 && self.frames % every == 0 {
+        if every > 0 && self.frames.is_multiple_of(every) {
             bytes.truncate(bytes.len() / 2);
         }
         self.rest = Some(bytes);
