@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{CaptureError, FrameSource, Pace, SourceUri, read_picture};
+use super::{CaptureError, FrameSource, Losses, Pace, SourceUri, read_picture};
 use crate::clock::Clock;
 use crate::vision::frame::{Frame, Sequence};
 
@@ -17,7 +17,8 @@ pub(super) struct Directory {
     looped: bool,
     pace: Pace,
     sequence: u64,
-    lost: u64,
+    losses: Losses,
+    skipped: u64,
     read_this_round: bool,
 }
 
@@ -49,7 +50,8 @@ impl Directory {
             looped,
             pace,
             sequence: 0,
-            lost: 0,
+            losses: Losses::default(),
+            skipped: 0,
             read_this_round: false,
         })
     }
@@ -62,7 +64,7 @@ impl FrameSource for Directory {
                 if !self.read_this_round {
                     return Err(CaptureError::NoPicture {
                         path: self.path.clone(),
-                        skipped: self.lost,
+                        skipped: self.skipped,
                     });
                 }
                 if !self.looped {
@@ -81,7 +83,8 @@ impl FrameSource for Directory {
                     return Ok(Some(frame));
                 }
                 Err(error) => {
-                    self.lost += 1;
+                    self.skipped += 1;
+                    self.losses.corrupt += 1;
                     warn!(%error, "picture skipped");
                 }
             }
@@ -92,8 +95,8 @@ impl FrameSource for Directory {
         format!("{} ({} pictures)", self.path.display(), self.pictures.len())
     }
 
-    fn lost(&self) -> u64 {
-        self.lost
+    fn losses(&mut self) -> Losses {
+        std::mem::take(&mut self.losses)
     }
 }
 
@@ -132,7 +135,7 @@ mod tests {
             [10, 20, 10, 20]
         );
         assert_eq!(frames[3].captured.monotonic.as_millis(), 300);
-        assert_eq!(source.lost(), 1);
+        assert_eq!((source.losses().corrupt, source.losses().corrupt), (1, 0));
     }
 
     #[test]

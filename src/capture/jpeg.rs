@@ -1,5 +1,7 @@
 //! Where one JPEG ends and the next begins, by its markers; and the fast decoder for motion JPEG.
 
+use std::borrow::Cow;
+
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -65,13 +67,47 @@ pub(super) fn is_complete(bytes: &[u8]) -> bool {
     matches!(extent(bytes), Extent::Whole(_))
 }
 
+/// Segment that marks a picture out of a motion JPEG clip.
+const MOTION_JPEG: &[u8] = b"\xff\xe0\0\x10AVI1\0\0\0\0\0\0\0\0\0\0";
+
+/// Whether Huffman tables come before the pixels; true for what is no JPEG.
+fn has_huffman_tables(bytes: &[u8]) -> bool {
+    let mut rest = match bytes {
+        [0xff, 0xd8, rest @ ..] => rest,
+        _ => return true,
+    };
+    while let [0xff, marker, high, low, ..] = *rest {
+        match marker {
+            0xc4 => return true,
+            0xda => return false,
+            // padding
+            0xff => rest = &rest[1..],
+            _ => match rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..) {
+                Some(next) => rest = next,
+                None => return true,
+            },
+        }
+    }
+    true
+}
+
 /// Decodes one picture of a motion JPEG stream to packed RGB.
+///
+/// Huffman tables may be missing, and so may the end marker: cameras leave out both. A picture that ends too early is an
+/// error; one that was cut short and ended properly is not noticed.
 pub(super) fn decode(bytes: &[u8]) -> Result<(FrameSize, Vec<u8>), String> {
     let options = DecoderOptions::default()
+        .set_strict_mode(true)
         .jpeg_set_out_colorspace(ColorSpace::RGB)
         .set_max_width(FrameSize::LARGEST_SIDE as usize)
         .set_max_height(FrameSize::LARGEST_SIDE as usize);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let completed = if has_huffman_tables(bytes) {
+        Cow::Borrowed(bytes)
+    } else {
+        // The decoder knows the tables that are left out, once it is told that this is motion JPEG.
+        Cow::Owned([&bytes[..2], MOTION_JPEG, &bytes[2..]].concat())
+    };
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(completed.as_ref()), options);
     let pixels = decoder.decode().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions().ok_or("JPEG without a frame header")?;
     let side = |s: usize| u32::try_from(s).unwrap_or(0);
@@ -116,6 +152,38 @@ mod tests {
         let cut = stream.len();
         stream.extend(&one);
         assert_eq!(extent(&stream), Extent::Garbage(cut));
+    }
+
+    #[test]
+    fn a_picture_with_a_part_missing_is_an_error() {
+        let noise = image::RgbImage::from_fn(64, 64, |x, y| {
+            image::Rgb([x * y, 7 * x, 13 * y].map(|v| (v % 251) as u8))
+        });
+        let mut whole = std::io::Cursor::new(Vec::new());
+        noise.write_to(&mut whole, ImageFormat::Jpeg).unwrap();
+        let whole = whole.into_inner();
+        assert_eq!(decode(&whole).unwrap().1.len(), 3 * 64 * 64);
+        assert!(decode(&whole[..whole.len() / 2]).is_err());
+        assert!(decode(&[]).is_err());
+    }
+
+    #[test]
+    fn end_marker_and_huffman_tables_may_be_missing() {
+        let whole = encoded(32, 16, 50, ImageFormat::Jpeg);
+        let pixels = decode(&whole).unwrap();
+        assert_eq!(decode(&whole[..whole.len() - 2]).unwrap(), pixels);
+        let mut bare = whole[..2].to_vec();
+        let mut at = 2;
+        while whole[at + 1] != 0xda {
+            let length = 2 + usize::from(u16::from_be_bytes([whole[at + 2], whole[at + 3]]));
+            if whole[at + 1] != 0xc4 {
+                bare.extend(&whole[at..at + length]);
+            }
+            at += length;
+        }
+        assert!(bare.len() + 300 < at, "no tables found");
+        bare.extend(&whole[at..]);
+        assert_eq!(decode(&bare).unwrap(), pixels);
     }
 
     proptest! {

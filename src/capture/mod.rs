@@ -22,12 +22,20 @@ use crate::clock::{Clock, Moment};
 use crate::vision::frame::{CaptureTime, Frame};
 
 pub use picture::read_picture;
-pub use uri::{Scheme, SourceUri};
+pub use uri::{ControlValue, Scheme, SourceUri};
 #[cfg(feature = "v4l2")]
-pub use v4l2::{CameraFormat, CameraListing, list_cameras, resolve as camera_node};
+pub use v4l2::{CameraFormat, CameraListing, CameraSize, Control, camera_node, list_cameras, look_at};
 
 /// A stream of frames.
 pub trait FrameSource: Send {
+    /// Waits for the next frame, for cameras at most so long; whether [`Self::next_frame`] has something to say.
+    ///
+    /// # Errors
+    /// As [`Self::next_frame`].
+    fn wait(&mut self, _at_most: Duration) -> Result<bool, CaptureError> {
+        Ok(true)
+    }
+
     /// Waits for the next frame; `None` at the end of a source that does not loop.
     ///
     /// # Errors
@@ -37,8 +45,19 @@ pub trait FrameSource: Send {
     /// What it is, for people: path, format, size.
     fn description(&self) -> String;
 
-    /// Pictures or frames so far that could not be used or that the driver lost.
-    fn lost(&self) -> u64;
+    /// Frames that did not come out of it since the last call.
+    fn losses(&mut self) -> Losses;
+}
+
+/// Frames that a source did not deliver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Left out by the camera's driver, as gaps in its numbers show.
+    pub lost: u64,
+    /// Damaged: pictures that cannot be decoded, buffers that the driver marks.
+    pub corrupt: u64,
+    /// Passed over undecoded because newer ones were there already.
+    pub passed: u64,
 }
 
 /// Why a source cannot be opened or read.
@@ -68,23 +87,62 @@ pub enum CaptureError {
         /// What was found, and where.
         message: String,
     },
-    /// A camera offers no format that this program reads.
-    #[error("{path}: driver offers {found}; samclip needs one of {expected}", path = path.display())]
+    /// A camera offers no format that this program reads, or not the one asked for.
+    #[error("{path}: driver offers {found}; {expected}", path = path.display())]
     Format {
         /// Which device.
         path: PathBuf,
         /// Formats of the driver.
         found: String,
-        /// Formats of this program.
+        /// Formats of this program, or the one asked for.
         expected: String,
     },
     /// A camera is silent.
-    #[error("{path}: no frame for {seconds} s; the camera hangs or was unplugged", path = path.display())]
+    #[error(
+        "{path}: no good frame for {seconds:.1} s; {}", damage.as_deref().unwrap_or("the camera hangs"),
+        path = path.display()
+    )]
     Timeout {
         /// Which device.
         path: PathBuf,
         /// Seconds waited.
-        seconds: u64,
+        seconds: f32,
+        /// What is wrong with the frames that came, if any did.
+        damage: Option<String>,
+    },
+    /// A camera refuses, and there is something to be done about it.
+    #[error("{path}: {source}; {remedy}", path = path.display())]
+    Refused {
+        /// Which device.
+        path: PathBuf,
+        /// What the driver says.
+        source: io::Error,
+        /// What helps.
+        remedy: &'static str,
+    },
+    /// A camera does not deliver any more.
+    #[error("{path}: camera is gone ({source}): unplugged, or its driver gave up", path = path.display())]
+    Gone {
+        /// Which device.
+        path: PathBuf,
+        /// What the driver says.
+        source: io::Error,
+    },
+    /// No camera has this name.
+    #[error("no camera is called {name:?}; found {found}")]
+    NoCamera {
+        /// The name.
+        name: String,
+        /// The cameras that are there.
+        found: String,
+    },
+    /// A name fits more than one camera.
+    #[error("several cameras are called {name:?}: {found}; name one by its serial number or its link below /dev/v4l")]
+    SeveralCameras {
+        /// The name.
+        name: String,
+        /// Which ones.
+        found: String,
     },
     /// A directory holds no picture that can be read.
     #[error("{path}: no readable picture (.png, .jpg, .jpeg), {skipped} damaged", path = path.display())]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::CaptureError;
 
@@ -16,6 +17,24 @@ pub enum Scheme {
     Dir,
 }
 
+/// What a control of a camera is to be set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlValue {
+    /// A number; 0 and 1 for a switch, the index for a menu.
+    Number(i64),
+    /// An item of a menu by its name.
+    Item(String),
+}
+
+impl std::fmt::Display for ControlValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Item(name) => write!(f, "{name:?}"),
+        }
+    }
+}
+
 /// A parsed source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceUri {
@@ -23,7 +42,7 @@ pub struct SourceUri {
     pub text: String,
     /// What kind of source.
     pub scheme: Scheme,
-    /// Path of the file or directory; for cameras a path, number, serial or card name.
+    /// Path of the file or directory; for cameras a path, number, link below `/dev/v4l`, serial number or card name.
     pub path: PathBuf,
     /// Frames per second; `None` means as fast as possible (files) or what the driver does (cameras).
     pub fps: Option<f32>,
@@ -31,6 +50,14 @@ pub struct SourceUri {
     pub looped: bool,
     /// Wanted frame size of a camera, `(width, height)`.
     pub size: Option<(u32, u32)>,
+    /// Wanted format of a camera, a four-cc code.
+    pub format: Option<[u8; 4]>,
+    /// How long a camera may be silent.
+    pub timeout: Option<Duration>,
+    /// Longest side that the model looks at, pixels; not part of the text. Chooses a camera's size where none is wanted.
+    pub side: Option<u32>,
+    /// What a camera's controls are to be set to; not part of the text.
+    pub controls: Vec<(String, ControlValue)>,
 }
 
 impl FromStr for SourceUri {
@@ -75,6 +102,10 @@ impl FromStr for SourceUri {
             fps: None,
             looped: false,
             size: None,
+            format: None,
+            timeout: None,
+            side: None,
+            controls: Vec::new(),
         };
         for option in options.split('&').filter(|o| !o.is_empty()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
@@ -92,7 +123,20 @@ impl FromStr for SourceUri {
                     let valid = sides.filter(|s| (1..=32_768).contains(&s.0) && (1..=32_768).contains(&s.1));
                     uri.size = Some(valid.ok_or_else(|| wrong(format!("size={value}, expected like 1280x720")))?);
                 }
-                _ => return Err(wrong(format!("option {option:?}, expected fps=…, loop or size=WxH"))),
+                "format" => {
+                    let code = <[u8; 4]>::try_from(value.as_bytes()).ok().filter(|c| c.is_ascii());
+                    uri.format =
+                        Some(code.ok_or_else(|| wrong(format!("format={value}, expected like YUYV or MJPG")))?);
+                }
+                "timeout" => {
+                    let seconds = value.parse::<f32>().ok().filter(|s| (0.1..=3600.0).contains(s));
+                    let seconds = seconds.ok_or_else(|| wrong(format!("timeout={value}, expected 0.1 to 3600 s")))?;
+                    uri.timeout = Some(Duration::from_secs_f32(seconds));
+                }
+                _ => {
+                    let expected = "fps=…, loop, size=WxH, format=… or timeout=…";
+                    return Err(wrong(format!("option {option:?}, expected {expected}")));
+                }
             }
         }
         Ok(uri)
@@ -110,8 +154,14 @@ mod tests {
         let uri: SourceUri = "dir:///frames/a b?fps=2.5&loop".parse().unwrap();
         assert_eq!((uri.scheme, uri.fps, uri.looped), (Scheme::Dir, Some(2.5), true));
         assert_eq!(uri.path, PathBuf::from("/frames/a b"));
-        let uri: SourceUri = "v4l2:///dev/video0?size=641x359".parse().unwrap();
+        let uri: SourceUri = "v4l2:///dev/video0?size=641x359&format=MJPG&timeout=2.5"
+            .parse()
+            .unwrap();
         assert_eq!((uri.scheme, uri.size), (Scheme::V4l2, Some((641, 359))));
+        assert_eq!(
+            (uri.format, uri.timeout),
+            (Some(*b"MJPG"), Some(Duration::from_millis(2500)))
+        );
     }
 
     #[test]
@@ -132,6 +182,8 @@ mod tests {
             ("dir:///x?fps=nan", "fps=nan"),
             ("dir:///x?speed=2", "speed=2"),
             ("v4l2:///dev/video0?size=0x3", "size=0x3"),
+            ("v4l2:///dev/video0?format=JPG", "format=JPG"),
+            ("v4l2:///dev/video0?timeout=0", "timeout=0"),
         ] {
             let error = text.parse::<SourceUri>().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::jpeg::{self, Extent};
-use super::{CaptureError, FrameSource, Pace, SourceUri, picture, read_picture, y4m};
+use super::{CaptureError, FrameSource, Losses, Pace, SourceUri, picture, read_picture, y4m};
 use crate::clock::Clock;
 use crate::vision::frame::{Frame, Sequence};
 
@@ -28,7 +28,7 @@ struct Clip {
     looped: bool,
     pace: Pace,
     sequence: u64,
-    lost: u64,
+    losses: Losses,
     frames_this_round: u64,
 }
 
@@ -70,7 +70,7 @@ pub(super) fn open(uri: &SourceUri, clock: Arc<dyn Clock>) -> Result<Box<dyn Fra
         looped,
         pace,
         sequence: 0,
-        lost: 0,
+        losses: Losses::default(),
         frames_this_round: 0,
     }))
 }
@@ -143,7 +143,7 @@ impl Clip {
                     }
                 }
             };
-            self.lost += 1;
+            self.losses.corrupt += 1;
             warn!(file = %self.path.display(), damage, "picture skipped");
         }
     }
@@ -196,8 +196,8 @@ impl FrameSource for Clip {
         format!("{} ({kind})", self.path.display())
     }
 
-    fn lost(&self) -> u64 {
-        self.lost
+    fn losses(&mut self) -> Losses {
+        std::mem::take(&mut self.losses)
     }
 }
 
@@ -243,7 +243,7 @@ mod tests {
             .collect();
         assert_eq!(levels.len(), 2);
         assert!(levels[0].abs_diff(50) < 4 && levels[1].abs_diff(120) < 4, "{levels:?}");
-        assert_eq!(source.lost(), 2);
+        assert_eq!(source.losses().corrupt, 2);
     }
 
     #[test]

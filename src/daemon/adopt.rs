@@ -51,6 +51,11 @@ impl Service<'_> {
         self.ending.push(feed.end(&self.latest));
     }
 
+    /// Longest side that the model looks at, pixels.
+    fn side(&self) -> usize {
+        self.pipeline.manifest().encoder.side
+    }
+
     /// A camera that was not there before, with its thread.
     pub(super) fn open_camera(&self, camera: &Camera, config: &Config, prepared: Prepared) -> anyhow::Result<Watched> {
         let detect = self.live.camera(camera.id.as_str()).detect;
@@ -58,7 +63,7 @@ impl Service<'_> {
         let mut station = Station::new(camera, config, prepared);
         station.detect(detect, &self.outlet);
         station.say_queries(&self.outlet);
-        let feed = Feed::start(camera, &self.latest, self.clock, None)?;
+        let feed = Feed::start(camera, self.side(), &self.latest, self.clock, None)?;
         Ok(Watched { station, feed })
     }
 
@@ -73,15 +78,17 @@ impl Service<'_> {
         untold: bool,
     ) -> anyhow::Result<Watched> {
         let Watched { mut station, mut feed } = old;
-        let moved = (&station.camera().source, station.camera().fps) != (&camera.source, camera.fps);
+        let before = station.camera();
+        let moved = (&before.source, before.fps, &before.controls) != (&camera.source, camera.fps, &camera.controls);
         station.adopt(camera, config, prepared, &self.outlet);
         if moved {
             info!(camera = %camera.id, "camera has another source");
             self.outlet.show(camera, station.detects());
             station.gone(&self.outlet);
             self.health.forget(feed.slot());
+            let intake = Arc::clone(feed.intake());
             let thread = feed.end(&self.latest);
-            feed = Feed::start(camera, &self.latest, self.clock, Some(thread))?;
+            feed = Feed::start(camera, self.side(), &self.latest, self.clock, Some((thread, intake)))?;
         }
         if untold {
             station.say_all(&self.outlet);

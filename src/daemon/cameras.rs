@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::capture::{self, CaptureError, FrameSource, Scheme, SourceUri};
 use crate::clock::Clock;
 use crate::vision::frame::Frame;
 
 use super::config::{self, Config};
+use super::intake::Intake;
 use super::latest::Latest;
 
-/// First and longest pause before a source that failed is opened again; the pause doubles.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// First and longest pause before a source that failed is opened again; the pause doubles. Somebody who plugs a camera in
+/// again waits that long for it.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// Pause between two looks at whether to end.
 const TICK: Duration = Duration::from_millis(100);
@@ -34,6 +36,7 @@ pub(super) enum Delivery {
 fn source(camera: &config::Camera) -> Result<SourceUri, CaptureError> {
     let mut uri = SourceUri::from_str(&camera.source)?;
     uri.fps = uri.fps.or(camera.fps.map(|f| f as f32));
+    uri.controls.clone_from(&camera.controls);
     Ok(uri)
 }
 
@@ -49,37 +52,54 @@ pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
 #[derive(Debug)]
 pub(super) struct Feed {
     slot: usize,
+    intake: Arc<Intake>,
     ended: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Feed {
-    /// Starts the thread of a camera; it waits for `before`, which may hold the same device, to end.
+    /// Starts the thread of a camera for a model that looks at `side` pixels. It goes on counting what `before` counted, and
+    /// waits for its thread, which may hold the same device, to end.
     pub(super) fn start(
         camera: &config::Camera,
+        side: usize,
         latest: &Arc<Latest<Delivery>>,
         clock: &Arc<dyn Clock>,
-        before: Option<JoinHandle<()>>,
+        before: Option<(JoinHandle<()>, Arc<Intake>)>,
     ) -> anyhow::Result<Self> {
-        let uri = source(camera)?;
+        let mut uri = source(camera)?;
+        uri.side = u32::try_from(side).ok();
+        let (before, intake) = before.unzip();
+        let intake = intake.unwrap_or_default();
         let slot = latest.add();
         let ended = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new()
             .name(format!("camera {}", camera.id))
             .spawn({
                 let (latest, clock, ended) = (Arc::clone(latest), Arc::clone(clock), Arc::clone(&ended));
+                let intake = Arc::clone(&intake);
                 move || {
                     // What became of it was its own to tell.
                     let _ = before.map(JoinHandle::join);
-                    watch(slot, &uri, &latest, &clock, &ended);
+                    watch(slot, &uri, &latest, &intake, &clock, &ended);
                 }
             })?;
-        Ok(Self { slot, ended, thread })
+        Ok(Self {
+            slot,
+            intake,
+            ended,
+            thread,
+        })
     }
 
     /// Its slot of the hand-off.
     pub(super) fn slot(&self) -> usize {
         self.slot
+    }
+
+    /// What its thread counts.
+    pub(super) fn intake(&self) -> &Arc<Intake> {
+        &self.intake
     }
 
     /// Whether its source has come to its end.
@@ -96,23 +116,47 @@ impl Feed {
 }
 
 /// Feeds one slot from one source; opens it again after every failure, until the end of the source or of the feed.
-fn watch(slot: usize, uri: &SourceUri, latest: &Latest<Delivery>, clock: &Arc<dyn Clock>, ended: &AtomicBool) {
+fn watch(
+    slot: usize,
+    uri: &SourceUri,
+    latest: &Latest<Delivery>,
+    intake: &Intake,
+    clock: &Arc<dyn Clock>,
+    ended: &AtomicBool,
+) {
     let stopping = || ended.load(Ordering::Relaxed) || latest.is_closed();
     // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
     let mut pause = RETRY.0;
+    let (mut opened, mut told) = (false, String::new());
     while !stopping() {
         let error = match capture::open(uri, Arc::clone(clock)) {
             Err(error) => error,
             Ok(mut source) => {
                 info!(source = source.description(), "source opened");
-                match feed(slot, uri, source.as_mut(), latest, &stopping, &mut pause) {
+                if std::mem::replace(&mut opened, true) {
+                    intake.count_reopening();
+                }
+                told.clear();
+                let outcome = feed(slot, uri, source.as_mut(), latest, intake, &stopping, &mut pause);
+                intake.add(source.losses());
+                match outcome {
                     Ok(()) => break,
                     Err(error) => error,
                 }
             }
         };
         latest.put_when_empty(slot, Delivery::Gone);
-        warn!(source = uri.text, %error, retry_s = pause.as_secs_f32(), "source failed");
+        let text = error.to_string();
+        if text == told {
+            debug!(source = uri.text, error = text, "source failed again");
+        } else {
+            warn!(
+                source = uri.text,
+                error = text,
+                "source failed; tried again until it works"
+            );
+            told = text;
+        }
         let until = clock.now().monotonic + pause;
         while !stopping() && clock.now().monotonic < until {
             clock.sleep(TICK);
@@ -127,15 +171,26 @@ fn feed(
     uri: &SourceUri,
     source: &mut dyn FrameSource,
     latest: &Latest<Delivery>,
+    intake: &Intake,
     stopping: &dyn Fn() -> bool,
     pause: &mut Duration,
 ) -> Result<(), CaptureError> {
+    // Numbers rise, however often the source starts anew.
+    let first = intake.next_number();
     let lossless = uri.scheme != Scheme::V4l2 && uri.fps.is_none();
     while !stopping() {
-        let Some(frame) = source.next_frame()? else {
-            info!(source = uri.text, lost = source.lost(), "end of source");
+        let there = source.wait(TICK)?;
+        intake.add(source.losses());
+        if !there {
+            continue;
+        }
+        let Some(mut frame) = source.next_frame()? else {
+            intake.add(source.losses());
+            info!(source = uri.text, damaged = intake.losses().corrupt, "end of source");
             return Ok(());
         };
+        frame.sequence.0 += first;
+        intake.set_next_number(frame.sequence.0 + 1);
         *pause = RETRY.0;
         if lossless {
             latest.put_when_empty(slot, Delivery::Frame(frame));

@@ -314,7 +314,7 @@ fn cameras(config: &Config, report: &mut Report<'_>) -> std::io::Result<()> {
 fn source(uri: &SourceUri) -> (Result<String, String>, &'static str) {
     match uri.scheme {
         Scheme::V4l2 => (
-            camera(&uri.path),
+            camera(uri),
             "plug the camera in, or choose one that `samclipd cameras` lists; reading needs the group video",
         ),
         Scheme::File => (
@@ -332,32 +332,30 @@ fn source(uri: &SourceUri) -> (Result<String, String>, &'static str) {
     }
 }
 
+/// What a camera offers, if that can be read and it has the controls that are wanted.
 #[cfg(feature = "v4l2")]
-fn camera(name: &Path) -> Result<String, String> {
-    let node = crate::capture::camera_node(name);
-    let real = node.canonicalize().map_err(|e| format!("{}: {e}", node.display()))?;
-    let listed = crate::capture::list_cameras().into_iter().find(|c| c.path == real);
-    let Some(listed) = listed else {
-        return Err(format!("{} is no video device", real.display()));
-    };
-    let formats = listed.formats.map_err(|e| format!("{}: {e}", real.display()))?;
-    let codes = |supported: bool| {
-        let chosen = formats.iter().filter(|f| f.supported || !supported);
+fn camera(uri: &SourceUri) -> Result<String, String> {
+    let node = crate::capture::camera_node(&uri.path).map_err(|e| e.to_string())?;
+    let (found, faults) = crate::capture::look_at(&node, &uri.controls)?;
+    let named = format!("{} {}", found.path.display(), found.card);
+    let formats = found.formats.map_err(|e| format!("{named}: {e}"))?;
+    let codes = |readable: bool| {
+        let chosen = formats.iter().filter(|f| f.supported || !readable);
         chosen.map(|f| f.four_cc.as_str()).collect::<Vec<_>>().join(", ")
     };
-    match codes(true) {
-        none if none.is_empty() => Err(format!(
-            "{} {}: none of its formats ({}) can be read",
-            real.display(),
-            listed.card,
-            codes(false)
-        )),
-        some => Ok(format!("{} {}: {some}", real.display(), listed.card)),
+    let asked = uri.format.map(|code| String::from_utf8_lossy(&code).into_owned());
+    match (codes(true), asked) {
+        (none, _) if none.is_empty() => Err(format!("{named}: none of its formats ({}) can be read", codes(false))),
+        (some, Some(asked)) if !formats.iter().any(|f| f.supported && f.four_cc == asked) => {
+            Err(format!("{named}: format={asked} is asked for, it offers {some}"))
+        }
+        _ if !faults.is_empty() => Err(format!("{named}: {}", faults.join("; "))),
+        (some, _) => Ok(format!("{named}: {some}")),
     }
 }
 
 #[cfg(not(feature = "v4l2"))]
-fn camera(_: &Path) -> Result<String, String> {
+fn camera(_: &SourceUri) -> Result<String, String> {
     Err("this build has no camera support; rebuild with feature \"v4l2\"".into())
 }
 

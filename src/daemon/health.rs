@@ -9,6 +9,7 @@ use crate::message::topic::CameraId;
 use crate::publish::mqtt::PublishStats;
 
 use super::cameras::Delivery;
+use super::intake::Intake;
 use super::latest::Latest;
 use super::pipeline::{Detections, Pipeline};
 
@@ -63,23 +64,27 @@ impl Health {
         self.stages.clear();
     }
 
-    /// The message; `cameras` are ids and slots.
+    /// The message; `cameras` are ids, slots and what their threads count.
     pub(super) fn message<'a>(
         &self,
         pipeline: &Pipeline,
-        cameras: impl Iterator<Item = (&'a CameraId, usize)>,
+        cameras: impl Iterator<Item = (&'a CameraId, usize, &'a Intake)>,
         latest: &Latest<Delivery>,
         now: Moment,
         published: &PublishStats,
     ) -> StatsMessage {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
         let all = self.frames.values().map(|frames| frames.in_period).sum::<u64>().max(1) as f32;
-        let camera = |(id, slot): (&CameraId, usize)| {
+        let camera = |(id, slot, intake): (&CameraId, usize, &Intake)| {
             let (frames, in_period) = self.frames.get(&slot).map_or((0, 0), |f| (f.all, f.in_period));
+            let losses = intake.losses();
             let stats = CameraStats {
                 fps: in_period as f32 / seconds,
                 frames,
-                skipped: latest.dropped(slot),
+                skipped: latest.dropped(slot) + losses.passed,
+                lost: losses.lost,
+                corrupt: losses.corrupt,
+                reopened: intake.reopened(),
             };
             (id.to_string(), stats)
         };

@@ -2,7 +2,7 @@
 //!
 //! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
-//! says what would stop them, [`tune`] where to set a query's threshold, [`bench`] what a frame costs.
+//! says what would stop them, [`tune`] where to set a query's threshold, [`bench`] what a frame costs, `camera_list` what is plugged in.
 //!
 //! Of the running daemon, [`cameras`] are the threads that frames come from and `serve` is the loop that takes them. Between
 //! two frames it carries out [`commands`] (`desk`) and puts new configurations in force (`reload`, `adopt`); `texts` is the
@@ -13,6 +13,8 @@ pub mod annotate;
 pub mod asking;
 pub mod bench;
 pub mod board;
+#[cfg(feature = "v4l2")]
+pub mod camera_list;
 pub mod cameras;
 pub mod commands;
 pub mod config;
@@ -25,6 +27,7 @@ pub mod doctor;
 pub mod embedder;
 mod health;
 pub mod install;
+mod intake;
 pub mod latest;
 mod live;
 pub mod models;

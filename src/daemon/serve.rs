@@ -176,7 +176,8 @@ impl<'a> Service<'a> {
         if now.since(self.health.since) < STATS_PERIOD {
             return Ok(());
         }
-        let cameras = self.cameras.iter().map(|c| (c.station.id(), c.feed.slot()));
+        let cameras = self.cameras.iter();
+        let cameras = cameras.map(|c| (c.station.id(), c.feed.slot(), c.feed.intake().as_ref()));
         let counters = self.outlet.counters();
         let message = self
             .health

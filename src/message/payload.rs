@@ -163,6 +163,15 @@ pub struct CameraStats {
     pub frames: u64,
     /// Frames skipped for a newer one since start.
     pub skipped: u64,
+    /// Frames that the camera's driver left out since start.
+    #[serde(default)]
+    pub lost: u64,
+    /// Damaged frames since start.
+    #[serde(default)]
+    pub corrupt: u64,
+    /// How often the camera was opened again since start.
+    #[serde(default)]
+    pub reopened: u64,
 }
 
 impl FrameMessage {
@@ -369,6 +378,9 @@ mod tests {
                     fps: 4.5,
                     frames: 270,
                     skipped: 3,
+                    lost: 2,
+                    corrupt: 1,
+                    reopened: 4,
                 },
             )]
             .into(),

@@ -25,7 +25,7 @@ pub enum PixelFormat {
     I444,
 }
 
-/// Running number of a frame within its source; gaps are frames the source lost.
+/// Running number of a frame of one camera; gaps are frames that were lost or not looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);
 

@@ -148,7 +148,12 @@ impl Watcher {
     }
 
     pub fn next(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("a message")
+        self.wait(PATIENCE).expect("a message")
+    }
+
+    /// The next message, if it comes in time.
+    pub fn wait(&self, at_most: Duration) -> Option<String> {
+        self.lines.recv_timeout(at_most).ok()
     }
 
     /// Skips to a message; for what the broker may also send in between.

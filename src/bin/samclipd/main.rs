@@ -208,7 +208,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
         #[cfg(feature = "dbus")]
         Command::Query(arguments) => query::run(arguments, &mut table)?,
         #[cfg(feature = "v4l2")]
-        Command::Cameras => list_cameras(&mut table)?,
+        Command::Cameras => samclip::daemon::camera_list::list(&mut table)?,
         Command::Completions { shell } => manual::completions(shell, &mut table)?,
         Command::Manual { dir } => manual::write(&dir)?,
     }
@@ -292,31 +292,6 @@ fn watch_signals(kinds: &[SignalKind], mut act: impl FnMut() + Send + 'static) -
             }
         });
     })?;
-    Ok(())
-}
-
-#[cfg(feature = "v4l2")]
-fn list_cameras(table: &mut dyn Write) -> anyhow::Result<()> {
-    let cameras = samclip::capture::list_cameras();
-    if cameras.is_empty() {
-        writeln!(table, "no video devices in /dev")?;
-    }
-    for camera in cameras {
-        writeln!(table, "{}  {}", camera.path.display(), camera.card)?;
-        match camera.formats {
-            Err(error) => writeln!(table, "  {error}")?,
-            Ok(formats) => {
-                for format in formats {
-                    let note = if format.supported {
-                        ""
-                    } else {
-                        "  (not read by samclip)"
-                    };
-                    writeln!(table, "  {}{note}  {}", format.four_cc, format.sizes.join(" "))?;
-                }
-            }
-        }
-    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use toml::Spanned;
 use super::file::{CameraTable, ConfigFile, MqttTable, MqttVersion, RuntimeTable, TlsTable, ZoneTable, ZoneUnits};
 use super::query::check_background;
 use super::{Camera, Config, ConfigError, Dbus, Engine, Events, Mqtt, Output, Provider, TlsFiles};
+use crate::capture::ControlValue;
 use crate::message::topic::{CameraId, MAX_ID, Topics};
 use crate::publish::link::Version;
 use crate::publish::spool::MIN_BYTES;
@@ -176,6 +177,11 @@ impl Checker<'_> {
                 format!("fps is {}, expected 0.01 to 240", fps.get_ref())
             })?;
         }
+        let controls = table
+            .controls
+            .iter()
+            .map(|(name, value)| self.control(source, name, value));
+        let controls = controls.collect::<Result<_, _>>()?;
         let zones = table
             .zone
             .iter()
@@ -186,8 +192,37 @@ impl Checker<'_> {
             id,
             source: source.clone(),
             fps: table.fps.as_ref().map(|fps| *fps.get_ref()),
+            controls,
             zones,
         })
+    }
+
+    /// A control of a camera; whether the camera has it shows when it is opened.
+    fn control(
+        &self,
+        source: &str,
+        name: &str,
+        value: &Spanned<toml::Value>,
+    ) -> Result<(String, ControlValue), ConfigError> {
+        self.require(source.starts_with("v4l2://"), value, || {
+            format!("control {name} found for {source:?}, expected controls of v4l2:// sources only")
+        })?;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        self.require(!name.is_empty() && name.chars().all(plain), value, || {
+            format!("control {name:?}, expected a name as `samclipd cameras` shows it, such as exposure_time_absolute")
+        })?;
+        let given = match value.get_ref() {
+            toml::Value::Integer(number) => ControlValue::Number(*number),
+            toml::Value::Boolean(on) => ControlValue::Number(i64::from(*on)),
+            toml::Value::String(item) => ControlValue::Item(item.clone()),
+            other => {
+                let found = other.type_str();
+                let problem =
+                    format!("control {name} is of type {found}, expected an integer, true or false, or a text");
+                return Err(self.at(value.span().start, problem));
+            }
+        };
+        Ok((name.to_owned(), given))
     }
 
     fn zone(&self, table: &ZoneTable) -> Result<Zone, ConfigError> {

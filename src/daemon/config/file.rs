@@ -1,5 +1,6 @@
 //! The configuration file as written: one struct per table, defaults filled in, nothing checked but types and names.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -76,10 +77,15 @@ impl Default for RuntimeTable {
 pub struct CameraTable {
     /// Topic level: 1 to 64 of a-z, 0-9 and hyphen. Required, unique.
     pub id: Spanned<String>,
-    /// `v4l2:///dev/video0`, `file:///clip.y4m`, `dir:///frames?fps=10&loop`. Required.
+    /// `v4l2:///dev/video0`, `file:///clip.y4m`, `dir:///frames?fps=10&loop`. Required. A camera is named by its node, its
+    /// link below `/dev/v4l`, its serial number or its card name; it takes `size=WxH`, `format=MJPG`, `timeout=SECONDS`.
     pub source: Spanned<String>,
     /// Most frames per second to process, 0.01 to 240; default: as many as the model can.
     pub fps: Option<Spanned<f64>>,
+    /// What the camera's controls are set to whenever it is opened, by the names that `samclipd cameras` shows: a number,
+    /// true or false, or the item of a menu; default: they stay as they are. Cameras only.
+    #[serde(default)]
+    pub controls: BTreeMap<String, Spanned<toml::Value>>,
     /// Named parts of its picture; may be empty.
     #[serde(default)]
     pub zone: Vec<Spanned<ZoneTable>>,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::capture::ControlValue;
 use crate::message::topic::{CameraId, Topics};
 use crate::publish::link::{TlsTexts, Version};
 use crate::publish::mqtt::Settings;
@@ -124,6 +125,8 @@ pub struct Camera {
     pub source: String,
     /// Most frames per second to process.
     pub fps: Option<f64>,
+    /// Controls to set at every opening, by name.
+    pub controls: Vec<(String, ControlValue)>,
     /// Named parts of its picture; ids unique.
     pub zones: Vec<Zone>,
 }

@@ -127,7 +127,7 @@ fn the_shortest_file_gets_the_documented_defaults() {
 fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
     assert_eq!(
         refused("fps = 5", "fsp = 5"),
-        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"zone\""
+        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"controls\", \"zone\""
     );
     assert!(refused("[output]", "[outputs]").starts_with("samclipd.toml:28: unknown field \"outputs\""));
 }
@@ -238,6 +238,37 @@ fn the_runtime_table_is_checked_before_anything_is_opened() {
     assert_eq!(
         error,
         "samclipd.toml:6: engine is \"tract\", which runs on the CPU only; expected provider \"auto\" or \"cpu\""
+    );
+}
+
+#[test]
+fn controls_of_cameras_are_read_and_checked() {
+    let with = |controls: &str| parse(&FULL.replacen("fps = 5", &format!("controls = {{ {controls} }}"), 1));
+    let config = with("gain = -3, auto_exposure = \"Manual Mode\", hflip = true").unwrap();
+    let number = |name: &str, value| (name.to_owned(), ControlValue::Number(value));
+    let mode = ("auto_exposure".to_owned(), ControlValue::Item("Manual Mode".into()));
+    assert_eq!(
+        config.cameras[0].controls,
+        [mode, number("gain", -3), number("hflip", 1)]
+    );
+    for (controls, expected) in [
+        ("gain = 0.5", "12: control gain is of type float, expected an integer"),
+        (
+            "\"Gain\" = 1",
+            "12: control \"Gain\", expected a name as `samclipd cameras` shows it",
+        ),
+        ("\"\" = 1", "12: control \"\", expected a name"),
+    ] {
+        let error = with(controls).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+    }
+    let file = FULL.replacen("v4l2:///dev/video0", "file:///clip.y4m", 1);
+    let error = parse(&file.replacen("fps = 5", "controls = { gain = 1 }", 1))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "samclipd.toml:12: control gain found for \"file:///clip.y4m\", expected controls of v4l2:// sources only"
     );
 }
 
