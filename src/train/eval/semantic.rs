@@ -257,10 +257,22 @@ pub fn semantic(
     limit: usize,
 ) -> Result<Semantic, EvalError> {
     let classes = classes_of(dataset);
+    asked_as(&classes, &classes, model, dataset, part, limit)
+}
+
+/// As [`semantic`], each of `classes` asked with the word at its place in `asked`.
+fn asked_as<N: AsRef<str>>(
+    asked: &[N],
+    classes: &[String],
+    model: &mut Segmenter,
+    dataset: &Dataset,
+    part: Option<Split>,
+    limit: usize,
+) -> Result<Semantic, EvalError> {
     let (bundle, engine) = (&model.bundle, &mut model.engine);
     let tokenizer = tokenizer(bundle)?;
-    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &classes)?;
-    semantic_by(queries, &classes, model, dataset, part, limit)
+    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, asked)?;
+    semantic_by(queries, classes, model, dataset, part, limit)
 }
 
 /// As [`semantic`], asked in other words: each class that has one by the first of them, `automobile` for `car`. Rows are named by what
@@ -279,10 +291,7 @@ pub fn in_other_words(
         .iter()
         .map(|class| spoken(class).nth(1).unwrap_or(class))
         .collect();
-    let (bundle, engine) = (&model.bundle, &mut model.engine);
-    let tokenizer = tokenizer(bundle)?;
-    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, &asked)?;
-    let mut found = semantic_by(queries, &classes, model, dataset, part, limit)?;
+    let mut found = asked_as(&asked, &classes, model, dataset, part, limit)?;
     for (row, asked) in found.classes.iter_mut().zip(&asked) {
         row.name = (*asked).to_owned();
     }
