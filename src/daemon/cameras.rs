@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::vision::frame::Frame;
 
 use super::config::{self, Config};
 use super::latest::Latest;
+use super::view::SourceCounts;
 
 /// First and longest pause before a source that failed is opened again; the pause doubles.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -50,7 +51,15 @@ pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
 pub(super) struct Feed {
     slot: usize,
     ended: Arc<AtomicBool>,
+    counts: Arc<Counts>,
     thread: JoinHandle<()>,
+}
+
+/// What a camera's thread counts.
+#[derive(Debug, Default)]
+struct Counts {
+    opened: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Feed {
@@ -63,23 +72,38 @@ impl Feed {
     ) -> anyhow::Result<Self> {
         let uri = source(camera)?;
         let slot = latest.add();
-        let ended = Arc::new(AtomicBool::new(false));
+        let (ended, counts) = (Arc::new(AtomicBool::new(false)), Arc::new(Counts::default()));
         let thread = std::thread::Builder::new()
             .name(format!("camera {}", camera.id))
             .spawn({
-                let (latest, clock, ended) = (Arc::clone(latest), Arc::clone(clock), Arc::clone(&ended));
+                let (latest, clock) = (Arc::clone(latest), Arc::clone(clock));
+                let (ended, counts) = (Arc::clone(&ended), Arc::clone(&counts));
                 move || {
                     // What became of it was its own to tell.
                     let _ = before.map(JoinHandle::join);
-                    watch(slot, &uri, &latest, &clock, &ended);
+                    watch(slot, &uri, &latest, &clock, &ended, &counts);
                 }
             })?;
-        Ok(Self { slot, ended, thread })
+        Ok(Self {
+            slot,
+            ended,
+            counts,
+            thread,
+        })
     }
 
     /// Its slot of the hand-off.
     pub(super) fn slot(&self) -> usize {
         self.slot
+    }
+
+    /// What its source did so far.
+    pub(super) fn counts(&self, latest: &Latest<Delivery>) -> SourceCounts {
+        SourceCounts {
+            opened: self.counts.opened.load(Ordering::Relaxed),
+            lost: self.counts.lost.load(Ordering::Relaxed),
+            skipped: latest.dropped(self.slot),
+        }
     }
 
     /// Whether its source has come to its end.
@@ -96,16 +120,25 @@ impl Feed {
 }
 
 /// Feeds one slot from one source; opens it again after every failure, until the end of the source or of the feed.
-fn watch(slot: usize, uri: &SourceUri, latest: &Latest<Delivery>, clock: &Arc<dyn Clock>, ended: &AtomicBool) {
+fn watch(
+    slot: usize,
+    uri: &SourceUri,
+    latest: &Latest<Delivery>,
+    clock: &Arc<dyn Clock>,
+    ended: &AtomicBool,
+    counts: &Counts,
+) {
     let stopping = || ended.load(Ordering::Relaxed) || latest.is_closed();
     // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
     let mut pause = RETRY.0;
     while !stopping() {
         let error = match capture::open(uri, Arc::clone(clock)) {
             Err(error) => error,
-            Ok(mut source) => {
+            Ok(source) => {
                 info!(source = source.description(), "source opened");
-                match feed(slot, uri, source.as_mut(), latest, &stopping, &mut pause) {
+                counts.opened.fetch_add(1, Ordering::Relaxed);
+                let mut source = Counted::new(source, counts);
+                match feed(slot, uri, &mut source, latest, &stopping, &mut pause) {
                     Ok(()) => break,
                     Err(error) => error,
                 }
@@ -120,6 +153,43 @@ fn watch(slot: usize, uri: &SourceUri, latest: &Latest<Delivery>, clock: &Arc<dy
         pause = (pause * 2).min(RETRY.1);
     }
     latest.put_when_empty(slot, Delivery::Gone);
+}
+
+/// A source whose lost frames are added to those of the sources before it.
+struct Counted<'a> {
+    source: Box<dyn FrameSource>,
+    counts: &'a Counts,
+    told: u64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(source: Box<dyn FrameSource>, counts: &'a Counts) -> Self {
+        Self {
+            source,
+            counts,
+            told: 0,
+        }
+    }
+}
+
+impl FrameSource for Counted<'_> {
+    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
+        let frame = self.source.next_frame();
+        let lost = self.source.lost();
+        self.counts
+            .lost
+            .fetch_add(lost.saturating_sub(self.told), Ordering::Relaxed);
+        self.told = lost;
+        frame
+    }
+
+    fn description(&self) -> String {
+        self.source.description()
+    }
+
+    fn lost(&self) -> u64 {
+        self.source.lost()
+    }
 }
 
 fn feed(
