@@ -63,7 +63,8 @@ impl Driver {
             "--disable-gpu",
             &profile,
         ];
-        let mut chrome = json!({ "args": [&fixed, arguments].concat() });
+        let arguments = [&fixed[..], arguments].concat();
+        let mut chrome = json!({ "args": arguments });
         for (key, value) in options.as_object().unwrap() {
             chrome[key] = value.clone();
         }
@@ -213,12 +214,12 @@ fn start_daemon(dir: &Path, address: SocketAddr) -> Daemon {
 /// A bundle, and a picture of the size of a camera's.
 fn prepare(dir: &Path) {
     write_model_and_frames(dir);
-    let colour = |x: u32, y: u32| match (x, y) {
-        (60..250, 80..280) => Rgb([230, 20, 20]),
-        (330..480, 60..300) => Rgb([20, 20, 230]),
+    let colour = |x: u32| match x {
+        0..240 => Rgb([230, 20, 20]),
+        240..440 => Rgb([20, 20, 230]),
         _ => Rgb([230, 230, 20]),
     };
-    RgbImage::from_fn(640, 360, colour)
+    RgbImage::from_fn(640, 480, |x, _| colour(x))
         .save(dir.join("frames/0.png"))
         .unwrap();
 }
@@ -244,7 +245,7 @@ async fn a_query_is_typed_seen_on_the_picture_cut_and_removed_and_the_page_survi
         "document.querySelector('.bar').classList.contains('present')",
     )
     .await;
-    let sea = (0.64, 0.7);
+    let sea = (0.53, 0.7);
     let plain = page.pixel(sea.0, sea.1).await;
     page.check_layout().await;
 
