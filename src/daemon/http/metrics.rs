@@ -295,13 +295,13 @@ mod tests {
             "# TYPE samclip_frames_total counter",
             "samclip_frames_total{camera=\"yard\"} 0",
             "# TYPE samclip_stage_duration_seconds histogram",
-            "samclip_stage_duration_seconds_bucket{le=\"0.0025\",stage=\"report\"} 1",
-            "samclip_stage_duration_seconds_bucket{le=\"+Inf\",stage=\"report\"} 1",
+            "samclip_stage_duration_seconds_bucket{stage=\"report\",le=\"0.0025\"} 1",
+            "samclip_stage_duration_seconds_bucket{stage=\"report\",le=\"+Inf\"} 1",
             "samclip_stage_duration_seconds_count{stage=\"report\"} 1",
             "# TYPE samclip_build_info gauge",
-            "samclip_resident_memory_bytes 4096.0",
+            "samclip_resident_memory_bytes 4096",
             "samclip_mqtt_messages_sent_total 7",
-            "samclip_spool_bytes 2048.0",
+            "samclip_spool_bytes 2048",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

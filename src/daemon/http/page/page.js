@@ -61,7 +61,7 @@ async function change(camera, address, body) {
 
 // An id of the text, as topics can have it, that no other query of the camera has.
 function idOf(words, taken) {
-  const plain = words.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40) || "query-1";
+  const plain = words.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40).replace(/^-+|-+$/g, "") || "query-1";
   let id = plain;
   for (let n = 2; taken.has(id); n++) id = `${plain}-${n}`;
   return id;
