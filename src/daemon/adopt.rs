@@ -46,6 +46,7 @@ impl Service<'_> {
     fn close_camera(&mut self, camera: Watched) {
         let Watched { station, feed } = camera;
         info!(camera = %station.id(), "camera removed");
+        self.view.forget(station.id().as_str());
         station.close(&self.outlet);
         self.health.forget(feed.slot());
         self.ending.push(feed.end(&self.latest));
@@ -60,6 +61,7 @@ impl Service<'_> {
     pub(super) fn open_camera(&self, camera: &Camera, config: &Config, prepared: Prepared) -> anyhow::Result<Watched> {
         let detect = self.live.camera(camera.id.as_str()).detect;
         self.outlet.show(camera, detect);
+        self.view.open(camera.id.as_str());
         let mut station = Station::new(camera, config, prepared);
         station.detect(detect, &self.outlet);
         station.say_queries(&self.outlet);

@@ -15,6 +15,7 @@ use crate::vision::frame::Frame;
 use super::config::{self, Config};
 use super::intake::Intake;
 use super::latest::Latest;
+use super::view::SourceCounts;
 
 /// First and longest pause before a source that failed is opened again; the pause doubles. Somebody who plugs a camera in
 /// again waits that long for it.
@@ -102,6 +103,11 @@ impl Feed {
         &self.intake
     }
 
+    /// What its source did so far.
+    pub(super) fn counts(&self, latest: &Latest<Delivery>) -> SourceCounts {
+        self.intake.counts(latest.dropped(self.slot))
+    }
+
     /// Whether its source has come to its end.
     pub(super) fn is_finished(&self) -> bool {
         self.thread.is_finished()
@@ -133,9 +139,7 @@ fn watch(
             Err(error) => error,
             Ok(mut source) => {
                 info!(source = source.description(), "source opened");
-                if std::mem::replace(&mut opened, true) {
-                    intake.count_reopening();
-                }
+                intake.count_opening(std::mem::replace(&mut opened, true));
                 told.clear();
                 let outcome = feed(slot, uri, source.as_mut(), latest, intake, &stopping, &mut pause);
                 intake.add(source.losses());

@@ -1,6 +1,6 @@
 //! What the running daemon can be asked to do, whoever asks: one kind of command, one bounded queue, one answer each.
 //!
-//! MQTT, D-Bus and SIGHUP are doors to the same queue. The frame loop takes commands from it between two frames and
+//! MQTT, D-Bus, HTTP and SIGHUP are doors to the same queue. The frame loop takes commands from it between two frames and
 //! answers them; a door never changes anything by itself. A command that is refused changes nothing.
 
 use std::sync::Arc;

@@ -8,10 +8,8 @@ use crate::message::payload::{CameraStats, SCHEMA, SpoolMessage, StatsMessage};
 use crate::message::topic::CameraId;
 use crate::publish::mqtt::PublishStats;
 
-use super::cameras::Delivery;
-use super::intake::Intake;
-use super::latest::Latest;
 use super::pipeline::{Detections, Pipeline};
+use super::view::SourceCounts;
 
 /// Frames of one camera.
 #[derive(Default)]
@@ -64,27 +62,25 @@ impl Health {
         self.stages.clear();
     }
 
-    /// The message; `cameras` are ids, slots and what their threads count.
+    /// The message; `cameras` are ids, slots and what their sources did.
     pub(super) fn message<'a>(
         &self,
         pipeline: &Pipeline,
-        cameras: impl Iterator<Item = (&'a CameraId, usize, &'a Intake)>,
-        latest: &Latest<Delivery>,
+        cameras: impl Iterator<Item = (&'a CameraId, usize, SourceCounts)>,
         now: Moment,
         published: &PublishStats,
     ) -> StatsMessage {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
         let all = self.frames.values().map(|frames| frames.in_period).sum::<u64>().max(1) as f32;
-        let camera = |(id, slot, intake): (&CameraId, usize, &Intake)| {
+        let camera = |(id, slot, counts): (&CameraId, usize, SourceCounts)| {
             let (frames, in_period) = self.frames.get(&slot).map_or((0, 0), |f| (f.all, f.in_period));
-            let losses = intake.losses();
             let stats = CameraStats {
                 fps: in_period as f32 / seconds,
                 frames,
-                skipped: latest.dropped(slot) + losses.passed,
-                lost: losses.lost,
-                corrupt: losses.corrupt,
-                reopened: intake.reopened(),
+                skipped: counts.skipped,
+                lost: counts.lost,
+                corrupt: counts.corrupt,
+                reopened: counts.reopened,
             };
             (id.to_string(), stats)
         };

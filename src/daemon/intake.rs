@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::view::SourceCounts;
 use crate::capture::Losses;
 
 /// Counters of one camera since start; they outlive its thread.
@@ -10,6 +11,7 @@ pub(super) struct Intake {
     lost: AtomicU64,
     corrupt: AtomicU64,
     passed: AtomicU64,
+    opened: AtomicU64,
     reopened: AtomicU64,
     next_number: AtomicU64,
 }
@@ -22,9 +24,10 @@ impl Intake {
         self.passed.fetch_add(losses.passed, Ordering::Relaxed);
     }
 
-    /// The source was opened again.
-    pub(super) fn count_reopening(&self) {
-        self.reopened.fetch_add(1, Ordering::Relaxed);
+    /// The source was opened, `again` after it had failed.
+    pub(super) fn count_opening(&self, again: bool) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.reopened.fetch_add(u64::from(again), Ordering::Relaxed);
     }
 
     /// All that was not delivered.
@@ -46,8 +49,15 @@ impl Intake {
         self.next_number.store(number, Ordering::Relaxed);
     }
 
-    /// How often the source was opened after the first time.
-    pub(super) fn reopened(&self) -> u64 {
-        self.reopened.load(Ordering::Relaxed)
+    /// All of it, with the frames that were skipped after the thread had handed them over.
+    pub(super) fn counts(&self, dropped: u64) -> SourceCounts {
+        let Losses { lost, corrupt, passed } = self.losses();
+        SourceCounts {
+            opened: self.opened.load(Ordering::Relaxed),
+            reopened: self.reopened.load(Ordering::Relaxed),
+            lost,
+            corrupt,
+            skipped: dropped + passed,
+        }
     }
 }

@@ -25,7 +25,11 @@ mod desk;
 pub mod directories;
 pub mod doctor;
 pub mod embedder;
+#[cfg(any(feature = "dbus", feature = "http"))]
+mod event_loop;
 mod health;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod install;
 mod intake;
 pub mod latest;
@@ -45,7 +49,9 @@ pub mod sample_frames;
 pub mod segment;
 mod serve;
 mod station;
+pub mod tally;
 mod text_cache;
 mod texts;
 pub mod tune;
+pub mod view;
 pub mod words;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
+use image::imageops::thumbnail;
+use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Rgb};
 
 use crate::vision::geometry::FrameSize;
 use crate::vision::refine::RefinedMask;
@@ -87,13 +88,28 @@ pub fn plain_jpeg(pipeline: &Pipeline, found: &Detections) -> Result<Vec<u8>, im
 }
 
 fn jpeg(rgb: &[u8], size: FrameSize) -> Result<Vec<u8>, image::ImageError> {
+    encode(rgb, size.width() as u32, size.height() as u32)
+}
+
+/// Packed RGB as JPEG, made smaller if a side is longer than `side` pixels.
+///
+/// # Errors
+/// As [`snapshot`].
+pub fn jpeg_within(rgb: &[u8], size: FrameSize, side: u32) -> Result<Vec<u8>, image::ImageError> {
+    let (width, height) = (size.width() as u32, size.height() as u32);
+    let longer = width.max(height);
+    let picture = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(width, height, rgb).filter(|_| longer > side);
+    let Some(picture) = picture else {
+        return encode(rgb, width, height);
+    };
+    let scaled = |length: u32| ((u64::from(length) * u64::from(side)).div_ceil(u64::from(longer)) as u32).max(1);
+    let small = thumbnail(&picture, scaled(width), scaled(height));
+    encode(small.as_raw(), small.width(), small.height())
+}
+
+fn encode(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>, image::ImageError> {
     let mut bytes = Vec::new();
-    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(
-        rgb,
-        size.width() as u32,
-        size.height() as u32,
-        ExtendedColorType::Rgb8,
-    )?;
+    JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(rgb, width, height, ExtendedColorType::Rgb8)?;
     Ok(bytes)
 }
 
@@ -111,4 +127,19 @@ pub fn write_annotated(path: &Path, pipeline: &Pipeline, found: &Detections) -> 
         message: e.to_string(),
     })?;
     write_file(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_keeps_its_shape_when_it_is_made_smaller() {
+        for ((width, height), expected) in [((40, 30), (40, 30)), ((200, 50), (100, 25)), ((3, 301), (1, 100))] {
+            let size = FrameSize::new(width, height).unwrap();
+            let bytes = jpeg_within(&vec![90; 3 * size.pixels()], size, 100).unwrap();
+            let picture = image::load_from_memory(&bytes).unwrap();
+            assert_eq!((picture.width(), picture.height()), expected);
+        }
+    }
 }

@@ -39,7 +39,9 @@ pub(super) struct Reloaded {
 
 /// Whether anything may be changed while the daemon runs.
 pub(super) fn takes_commands(config: &Config) -> bool {
-    (cfg!(feature = "dbus") && config.dbus.enabled) || config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
+    (cfg!(feature = "dbus") && config.dbus.enabled)
+        || config.http.is_some()
+        || config.mqtt.as_ref().is_some_and(|mqtt| mqtt.commands)
 }
 
 impl Reload {
@@ -80,6 +82,7 @@ fn fixed(before: &Config, after: &Config) -> Option<&'static str> {
         ("cache under [runtime]", before.cache != after.cache),
         ("state", before.state != after.state),
         ("[dbus]", before.dbus != after.dbus),
+        ("[http]", before.http != after.http),
     ];
     keys.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }
@@ -125,6 +128,8 @@ mod tests {
                 Some("cache under [runtime]"),
             ),
             ("model = \"m\"", "[dbus]\nenabled = false", Some("[dbus]")),
+            #[cfg(feature = "http")]
+            ("model = \"m\"", "[http]", Some("[http]")),
         ] {
             assert_eq!(fixed(&before, &config(top, rest)), key, "{top} {rest}");
         }

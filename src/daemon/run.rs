@@ -1,7 +1,7 @@
 //! `samclipd run`: one thread per camera, one pipeline for all of them, messages out; keeps going whatever fails.
 //!
 //! The broker is connected before the model is opened: where an engine must be built first, which may take minutes, every
-//! camera says `building_engine` meanwhile. D-Bus is there from the beginning too.
+//! camera says `building_engine` meanwhile. D-Bus and HTTP are there from the beginning too.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use super::pipeline::{Pipeline, PipelineError};
 use super::reload::takes_commands;
 use super::serve::{Service, Start};
 use super::texts::prepare_cameras;
+use super::view::View;
 
 /// Pause between two looks at the stop flag.
 const TICK: Duration = Duration::from_millis(100);
@@ -81,6 +82,8 @@ pub struct Surroundings {
     pub hangup: Arc<AtomicBool>,
     /// What anybody may know.
     pub board: Board,
+    /// What is seen of the frames.
+    pub view: View,
     door: Door,
     requests: Requests,
 }
@@ -95,6 +98,7 @@ impl Surroundings {
             file: None,
             hangup: Arc::default(),
             board: Board::new(),
+            view: View::new(),
             door,
             requests,
         }
@@ -179,10 +183,12 @@ pub fn run_with(
         file,
         hangup,
         board,
+        view,
         door,
         requests,
     } = surroundings;
     let outlet = Outlet::start(config, board.clone())?;
+    let _http = open_http(config, &board, &view, &door)?;
     let _bus = open_bus(config, &board, door);
     let mut live = LiveState::read(state_dir(config.state.as_deref()).as_deref());
     live.set_open(takes_commands(config));
@@ -227,6 +233,7 @@ pub fn run_with(
         file,
         notifier: &notifier,
         clock,
+        view,
     })?;
     notifier.ready(&service.summary());
     let ended = service.run(stop, &hangup);
@@ -267,6 +274,20 @@ fn open_bus(config: &Config, board: &Board, door: Door) -> Option<super::dbus::B
 #[cfg(not(feature = "dbus"))]
 fn open_bus(_: &Config, _: &Board, _: Door) -> Option<std::convert::Infallible> {
     None
+}
+
+/// The daemon over HTTP, if the configuration wants it there, until this is dropped.
+#[cfg(feature = "http")]
+fn open_http(config: &Config, board: &Board, view: &View, door: &Door) -> anyhow::Result<Option<super::http::Server>> {
+    let http = config.http.as_ref();
+    http.map(|http| super::http::Server::start(http, board, view, door))
+        .transpose()
+}
+
+/// This build has no HTTP; a configuration that asks for it is refused.
+#[cfg(not(feature = "http"))]
+fn open_http(_: &Config, _: &Board, _: &View, _: &Door) -> anyhow::Result<Option<std::convert::Infallible>> {
+    Ok(None)
 }
 
 /// Opens the model; if `stop` is set meanwhile and that is not noticed soon, says so and ends the program.

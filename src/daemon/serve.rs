@@ -27,12 +27,16 @@ use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline};
 use super::station::{Prepared, Station};
 use super::texts::TextWorker;
+use super::view::View;
 
 /// Longest wait for a frame before commands and the stop flag are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Distance of two stats messages.
 const STATS_PERIOD: Duration = Duration::from_secs(10);
+
+/// Distance of two looks at counters that others keep.
+const COUNTERS_PERIOD: Duration = Duration::from_secs(1);
 
 /// How long the texts' thread may go on after the last frame.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,6 +54,7 @@ pub(super) struct Start<'a> {
     pub(super) file: Option<PathBuf>,
     pub(super) notifier: &'a Notifier,
     pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) view: View,
 }
 
 /// A camera with its thread.
@@ -79,6 +84,8 @@ pub(super) struct Service<'a> {
     pub(super) health: Health,
     pub(super) notifier: &'a Notifier,
     pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) view: View,
+    counted: Instant,
     failing: bool,
 }
 
@@ -102,6 +109,8 @@ impl<'a> Service<'a> {
             health: Health::new(start.clock.now()),
             notifier: start.notifier,
             clock: start.clock,
+            view: start.view,
+            counted: Instant::now(),
             failing: false,
         };
         let config = Arc::clone(&service.config);
@@ -109,6 +118,8 @@ impl<'a> Service<'a> {
             let watched = service.open_camera(camera, &config, prepared)?;
             service.cameras.push(watched);
         }
+        // From now on frames are expected.
+        service.view.turn(true);
         service.outlet.board().phase(Phase::Running);
         Ok(service)
     }
@@ -124,7 +135,9 @@ impl<'a> Service<'a> {
             self.serve_commands(hangup);
             // Asked before looking, so that the last frame of the last source is not missed.
             let ended = self.cameras.iter().all(|camera| camera.feed.is_finished());
-            match self.latest.take(TICK) {
+            let taken = self.latest.take(TICK);
+            self.view.turn(matches!(taken, Taken::Item(_, Delivery::Frame(_))));
+            match taken {
                 Taken::Closed => break,
                 Taken::Nothing if ended && self.in_work.is_none() => break,
                 Taken::Nothing => {}
@@ -133,6 +146,7 @@ impl<'a> Service<'a> {
             if !self.failing {
                 self.notifier.alive(Instant::now());
             }
+            self.tell_counters();
             self.tell_health()?;
         }
         Ok(())
@@ -160,15 +174,36 @@ impl<'a> Service<'a> {
                 self.health.count(feed.slot(), &found);
                 log_detections(station.id(), &self.pipeline, &found);
                 let before = self.clock.now();
+                let age = before.monotonic.saturating_sub(found.captured.monotonic);
+                self.view.saw(station.id().as_str(), &self.pipeline, &found, age);
                 station.observe(&self.pipeline, &found, before, &self.outlet);
-                self.health.add("report", self.clock.now().since(before));
+                let report = self.clock.now().since(before);
+                self.health.add("report", report);
+                self.view.add("report", report);
             }
-            Err(error) if !self.failing => {
-                self.failing = true;
-                warn!(%error, "frame not processed; logged again after the next good frame");
+            Err(error) => {
+                self.view.failed(station.id().as_str());
+                if std::mem::replace(&mut self.failing, true) {
+                    debug!(%error, "frame not processed");
+                } else {
+                    warn!(%error, "frame not processed; logged again after the next good frame");
+                }
             }
-            Err(error) => debug!(%error, "frame not processed"),
         }
+    }
+
+    /// Shows the counters of sources and broker once a second.
+    fn tell_counters(&mut self) {
+        if self.counted.elapsed() < COUNTERS_PERIOD {
+            return;
+        }
+        self.counted = Instant::now();
+        let publisher = self.outlet.is_open().then(|| self.outlet.counters());
+        let sources = self.cameras.iter().map(|camera| {
+            let counts = camera.feed.counts(&self.latest);
+            (camera.station.id().as_str(), counts)
+        });
+        self.view.counters(publisher, sources);
     }
 
     fn tell_health(&mut self) -> anyhow::Result<()> {
@@ -177,11 +212,9 @@ impl<'a> Service<'a> {
             return Ok(());
         }
         let cameras = self.cameras.iter();
-        let cameras = cameras.map(|c| (c.station.id(), c.feed.slot(), c.feed.intake().as_ref()));
+        let cameras = cameras.map(|c| (c.station.id(), c.feed.slot(), c.feed.counts(&self.latest)));
         let counters = self.outlet.counters();
-        let message = self
-            .health
-            .message(&self.pipeline, cameras, &self.latest, now, &counters);
+        let message = self.health.message(&self.pipeline, cameras, now, &counters);
         for (camera, stats) in &message.cameras {
             self.outlet.rate(camera, stats.fps);
         }

@@ -18,6 +18,7 @@ use samclip::daemon::commands::Door;
 use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::run::{Surroundings, run_in};
+use samclip::daemon::view::View;
 
 use super::tiny;
 
@@ -134,6 +135,7 @@ pub fn config_text(dir: &Path, rest: &str) -> String {
 /// The daemon on a thread of this process; it is stopped with the value.
 pub struct Daemon {
     pub board: Board,
+    pub view: View,
     pub door: Door,
     pub hangup: Arc<AtomicBool>,
     pub file: PathBuf,
@@ -149,7 +151,11 @@ impl Daemon {
         let config = Config::read(&file).unwrap();
         let mut surroundings = Surroundings::new(Notifier::new(None, None));
         surroundings.file = Some(file.clone());
-        let (board, door) = (surroundings.board.clone(), surroundings.door());
+        let (board, view, door) = (
+            surroundings.board.clone(),
+            surroundings.view.clone(),
+            surroundings.door(),
+        );
         let (hangup, stop) = (Arc::clone(&surroundings.hangup), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -158,6 +164,7 @@ impl Daemon {
         });
         Self {
             board,
+            view,
             door,
             hangup,
             file,

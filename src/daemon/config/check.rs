@@ -106,6 +106,7 @@ impl Checker<'_> {
         };
         Ok(Config {
             dbus,
+            http: file.http.map(|table| self.http(table)).transpose()?,
             model: file.model.into_inner(),
             engine: file.runtime.engine,
             provider: file.runtime.provider.into_inner(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::http::HttpTable;
 use super::query::QueryTable;
 use super::{Engine, Provider};
 
@@ -37,6 +38,8 @@ pub struct ConfigFile {
     /// Control over D-Bus.
     #[serde(default)]
     pub dbus: DbusTable,
+    /// The page, its API and metrics over HTTP; without the table there is no server.
+    pub http: Option<Spanned<HttpTable>>,
     /// Absolute path of the directory for events that wait for the broker and for live queries; default:
     /// `$STATE_DIRECTORY`, `$XDG_STATE_HOME/samclip`, `~/.local/state/samclip`.
     pub state: Option<Spanned<PathBuf>>,

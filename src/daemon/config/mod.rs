@@ -17,8 +17,10 @@ use crate::track::zone::Zone;
 
 mod check;
 pub mod file;
+mod http;
 mod query;
 
+pub use http::{Http, HttpTable};
 pub use query::{Query, QueryFault, QueryTable, check_background};
 
 use check::Checker;
@@ -114,6 +116,8 @@ pub struct Config {
     pub events: Events,
     /// Control over D-Bus.
     pub dbus: Dbus,
+    /// The HTTP server, if any.
+    pub http: Option<Http>,
 }
 
 /// One camera.

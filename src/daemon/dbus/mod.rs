@@ -11,16 +11,16 @@ pub mod client;
 mod manager;
 mod shown;
 
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tracing::{info, warn};
 use zbus::connection::Builder;
 
 use super::board::{Board, DaemonState};
 use super::commands::Door;
 use super::config::{BusAddress, Dbus};
+use super::event_loop::EventLoop;
 use manager::Manager;
 use shown::Shown;
 
@@ -32,9 +32,6 @@ pub const PATH: &str = "/org/samclip/Daemon1";
 
 /// First and longest pause between two tries to get onto the bus; the pause doubles.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// Longest wait for the bus when the daemon ends.
-const GRACE: Duration = Duration::from_secs(1);
 
 /// Path of a camera's object; its id has no underscore, a path no hyphen.
 #[must_use]
@@ -64,8 +61,7 @@ fn builder(bus: &BusAddress) -> zbus::Result<Builder<'static>> {
 /// The thread that is on the bus; dropping it leaves the bus.
 #[derive(Debug)]
 pub struct Bus {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: EventLoop,
 }
 
 impl Bus {
@@ -74,33 +70,10 @@ impl Bus {
     /// # Errors
     /// If the system gives no thread or no event loop.
     pub fn start(config: &Dbus, board: &Board, door: Door) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (stop, stopped) = oneshot::channel();
         let (bus, board) = (config.bus.clone(), board.clone());
-        let thread = std::thread::Builder::new().name("dbus".into()).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = stay(&bus, &board, &door) => {}
-                    _ = stopped => {}
-                }
-                // Answers that were given last leave in tasks of their own.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            });
-            runtime.shutdown_timeout(GRACE);
-        })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Bus {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            warn!("the thread of D-Bus has panicked");
-        }
+        let stay = async move || stay(&bus, &board, &door).await;
+        let _thread = EventLoop::start("dbus", stay)?;
+        Ok(Self { _thread })
     }
 }
 
