@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Shared, json, refusal};
 use crate::daemon::annotate::colour;
 use crate::daemon::board::{CameraState, DaemonState, Phase};
-use crate::daemon::commands::{Command, Refusal};
+use crate::daemon::commands::{Change, Command, Refusal};
 use crate::daemon::health::resident_bytes;
 use crate::daemon::view::{CameraSeen, Glance, Seen};
 use crate::message::payload::SCHEMA;
@@ -237,6 +237,15 @@ fn status_of(refused: &Refusal) -> StatusCode {
     }
 }
 
+/// Asks something else of a camera.
+async fn change(shared: &Shared, camera: String, change: Change) -> Response {
+    let command = Command::Ask {
+        camera: camera.clone(),
+        change,
+    };
+    ask(shared, Some(&camera), command).await
+}
+
 type Ids = Path<(String, String)>;
 
 /// `{…}`: sets or replaces a query, as `query/ID/set` over MQTT.
@@ -247,12 +256,8 @@ pub(super) async fn set_query(
 ) -> Result<Response, Response> {
     let query = QueryMessage::decode(&read(request).await?);
     let query = query.map_err(|error| refusal(StatusCode::BAD_REQUEST, &error.to_string()))?;
-    let command = Command::SetQuery {
-        camera: camera.clone(),
-        id,
-        query: Box::new(query),
-    };
-    Ok(ask(&shared, Some(&camera), command).await)
+    let query = Box::new(query);
+    Ok(change(&shared, camera, Change::Query { id, query }).await)
 }
 
 /// `{}`: removes a query.
@@ -262,11 +267,7 @@ pub(super) async fn remove_query(
     request: Request,
 ) -> Result<Response, Response> {
     let Nothing {} = read_json(request).await?;
-    let command = Command::RemoveQuery {
-        camera: camera.clone(),
-        id,
-    };
-    Ok(ask(&shared, Some(&camera), command).await)
+    Ok(change(&shared, camera, Change::NoQuery { id }).await)
 }
 
 /// The body of a command that needs none.
@@ -301,11 +302,7 @@ pub(super) async fn set_background(
     request: Request,
 ) -> Result<Response, Response> {
     let texts = read_json(request).await?;
-    let command = Command::SetBackground {
-        camera: camera.clone(),
-        texts,
-    };
-    Ok(ask(&shared, Some(&camera), command).await)
+    Ok(change(&shared, camera, Change::Background(texts)).await)
 }
 
 /// `{}`: reads the configuration file again.
