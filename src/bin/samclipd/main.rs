@@ -1,6 +1,7 @@
 //! `samclipd`: arguments → logging → daemon → exit code.
 
 mod arguments;
+mod logging;
 mod manual;
 mod model;
 #[cfg(feature = "dbus")]
@@ -32,9 +33,9 @@ use samclip::daemon::tune::{TuneOptions, tune};
 use samclip::runtime::forbid_telemetry;
 use samclip::runtime::progress::{Progress, Stage};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use arguments::{Cli, Command, ModelArgs};
+use logging::Log;
 
 /// Exit code for a configuration that is refused (`sysexits.h`).
 const EX_CONFIG: u8 = 78;
@@ -54,22 +55,16 @@ impl Progress for OnTerminal {
 fn main() -> ExitCode {
     forbid_telemetry();
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new(if matches!(cli.command, Command::Run { .. }) {
-            "info"
-        } else {
-            "warn"
-        })
+    let log = Log::start(if matches!(cli.command, Command::Run { .. }) {
+        "info"
+    } else {
+        "warn"
     });
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
     match run(cli.command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "samclipd: {}", with_causes(&error));
+            log.last_words(&with_causes(&error));
             if error.is::<BadConfig>() {
                 ExitCode::from(EX_CONFIG)
             } else {
