@@ -301,9 +301,9 @@ mod tests {
             "samclip_stage_duration_seconds_bucket{stage=\"report\",le=\"+Inf\"} 1",
             "samclip_stage_duration_seconds_count{stage=\"report\"} 1",
             "# TYPE samclip_build_info gauge",
-            "samclip_resident_memory_bytes 4096",
+            "samclip_resident_memory_bytes 4096.0",
             "samclip_mqtt_messages_sent_total 7",
-            "samclip_spool_bytes 2048",
+            "samclip_spool_bytes 2048.0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
