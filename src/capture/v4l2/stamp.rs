@@ -3,10 +3,10 @@
 //! Stamps of `CLOCK_MONOTONIC` are compared with that clock at once, and the age is taken off both of the daemon's clocks.
 //! So the wall clock may jump at any time: every frame is told by the wall clock as it stands when the frame is taken
 //! from the driver.
-#![allow(unsafe_code)] // clock_gettime
 
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use v4l::Timestamp;
 use v4l::buffer::Flags;
 
@@ -19,13 +19,11 @@ pub(super) fn age(stamp: Timestamp, flags: Flags) -> Duration {
     if flags & Flags::TIMESTAMP_MASK != Flags::TIMESTAMP_MONOTONIC {
         return Duration::ZERO;
     }
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid, exclusively borrowed timespec for the whole call.
-    if unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) } != 0 {
+    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else {
         return Duration::ZERO;
-    }
+    };
     let micros = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000).saturating_add(rest);
-    let now = micros(now.tv_sec.into(), (now.tv_nsec / 1000).into());
+    let now = micros(now.tv_sec().into(), (now.tv_nsec() / 1000).into());
     between(micros(stamp.sec.into(), stamp.usec.into()), now)
 }
 
