@@ -111,13 +111,16 @@ impl<T> Latest<T> {
         });
         let (mut guard, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let state = &mut *guard;
-        let (before, after): (Vec<_>, Vec<_>) = state.slots.iter_mut().partition(|(number, _)| **number < state.next);
-        for (number, slot) in after.into_iter().chain(before) {
-            if let Some(item) = slot.item.take() {
-                state.next = number + 1;
-                self.emptied.notify_all();
-                return Taken::Item(*number, item);
-            }
+        let in_turn = state.slots.range(state.next..).chain(state.slots.range(..state.next));
+        let full = in_turn
+            .filter(|(_, slot)| slot.item.is_some())
+            .map(|(number, _)| *number)
+            .next();
+        let taken = full.and_then(|number| Some((number, state.slots.get_mut(&number)?.item.take()?)));
+        if let Some((number, item)) = taken {
+            state.next = number + 1;
+            self.emptied.notify_all();
+            return Taken::Item(number, item);
         }
         if state.closed { Taken::Closed } else { Taken::Nothing }
     }
