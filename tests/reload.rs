@@ -138,7 +138,7 @@ async fn frames_go_on_while_a_slow_text_encoder_works_and_commands_keep_their_or
     assert_eq!(in_time(door.ask(detect(true))).await, Ok(Reply::Done));
     let (sender, removed) = tokio::sync::oneshot::channel();
     let remove = removes("sea");
-    let answer = Answer::Caller(sender);
+    let answer = Answer::Caller("test", sender);
     door.hand_in(Request {
         command: remove,
         answer,

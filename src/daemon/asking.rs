@@ -6,7 +6,7 @@ use crate::message::payload::SCHEMA;
 use crate::message::query::{QueryMessage, QuerySource};
 use crate::message::topic::QueryId;
 
-use super::config::{self, Config, Query, check_background, parse_color};
+use super::config::{self, Config, Query, check_background, color_text, parse_color};
 use super::live::LiveCamera;
 use super::pipeline::QuerySpec;
 
@@ -155,7 +155,7 @@ pub(super) fn state_of(query: &Query, source: QuerySource) -> QueryMessage {
         threshold: query.threshold,
         min_area: Some(query.min_area),
         max_area: query.max_area,
-        color: query.color.map(|[r, g, b]| format!("#{r:02x}{g:02x}{b:02x}")),
+        color: query.color.map(color_text),
         min_hits: Some(query.min_hits),
         max_age: Some(query.max_age),
         zones: Some(query.zones.clone()),
@@ -206,6 +206,7 @@ mod tests {
             assert!(error.starts_with(expected) || error.contains("max_age is 1"), "{error}");
         }
     }
+
     fn config() -> Config {
         let text = "model = \"m\"\n[[camera]]\nid = \"yard\"\nsource = \"dir:///f\"\n[[camera.zone]]\nid = \"bay\"\n\
                     polygon = [[0, 0], [1, 0], [1, 1]]\n[[query]]\nid = \"red\"\n";

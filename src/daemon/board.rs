@@ -53,6 +53,34 @@ pub struct DaemonState {
     pub cameras: BTreeMap<String, CameraState>,
 }
 
+/// For the doors that answer whoever asks.
+#[cfg(any(feature = "dbus", feature = "http"))]
+impl DaemonState {
+    /// A camera; the error names those that there are.
+    pub(super) fn camera(&self, id: &str) -> Result<&CameraState, String> {
+        let known = || self.cameras.keys().map(String::as_str);
+        self.cameras.get(id).ok_or_else(|| no_camera(id, known()))
+    }
+
+    /// Refuses while no commands are carried out.
+    pub(super) fn takes_commands(&self) -> Result<(), String> {
+        if matches!(self.phase, Phase::Running | Phase::Reloading) {
+            return Ok(());
+        }
+        let state = self.phase.as_str();
+        Err(format!(
+            "the daemon's state is {state:?}, expected \"running\"; try again later"
+        ))
+    }
+}
+
+/// What is wrong with the id of a camera that is not there, beside those that are `known`.
+pub(super) fn no_camera<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let found: String = found.chars().take(80).collect();
+    let known = known.collect::<Vec<_>>().join(", ");
+    format!("no camera {found:?}, expected one of: {known}")
+}
+
 /// One camera as others see it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CameraState {

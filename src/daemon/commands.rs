@@ -100,8 +100,8 @@ pub type Outcome = Result<Reply, Refusal>;
 pub enum Answer {
     /// Whoever sent an MQTT message to this topic; hears refusals only.
     Topic(String),
-    /// Somebody who waits.
-    Caller(oneshot::Sender<Outcome>),
+    /// Somebody who waits at a door of this name.
+    Caller(&'static str, oneshot::Sender<Outcome>),
     /// Nobody but the log.
     Log,
 }
@@ -118,6 +118,8 @@ pub struct Request {
 /// Where commands are handed in; clones hand in at the same place.
 #[derive(Debug, Clone)]
 pub struct Door {
+    /// What the log calls it.
+    name: &'static str,
     sender: Arc<SyncSender<Request>>,
 }
 
@@ -132,7 +134,8 @@ pub struct Requests {
 pub fn door() -> (Door, Requests) {
     let (sender, receiver) = sync_channel(MOST_WAITING);
     let sender = Arc::new(sender);
-    (Door { sender }, Requests { receiver })
+    let name = "program";
+    (Door { name, sender }, Requests { receiver })
 }
 
 impl Command {
@@ -155,14 +158,14 @@ impl Command {
 impl Answer {
     /// Whether whoever waited does not wait any more.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self, Self::Caller(sender) if sender.is_closed())
+        matches!(self, Self::Caller(_, sender) if sender.is_closed())
     }
 
     /// Says what became of a command: to whoever asked, and to the log.
     pub(super) fn give(self, command: &'static str, outcome: Outcome, outlet: &Outlet) {
         let from = match &self {
             Self::Topic(topic) => topic.as_str(),
-            Self::Caller(_) => "D-Bus",
+            Self::Caller(door, _) => door,
             Self::Log => "signal",
         };
         match &outcome {
@@ -172,7 +175,7 @@ impl Answer {
         match (self, outcome) {
             (Self::Topic(topic), Err(refusal)) => outlet.refuse(&topic, refusal.short()),
             // Whoever has stopped waiting is not told.
-            (Self::Caller(sender), outcome) => drop(sender.send(outcome)),
+            (Self::Caller(_, sender), outcome) => drop(sender.send(outcome)),
             (Self::Topic(_), Ok(_)) | (Self::Log, _) => {}
         }
     }
@@ -187,6 +190,13 @@ impl Refusal {
 }
 
 impl Door {
+    /// The same door under another name.
+    #[must_use]
+    pub fn named(&self, name: &'static str) -> Self {
+        let sender = Arc::clone(&self.sender);
+        Self { name, sender }
+    }
+
     /// Hands a request in; never waits.
     ///
     /// # Errors
@@ -204,10 +214,9 @@ impl Door {
     /// [`Refusal`].
     pub async fn ask(&self, command: Command) -> Outcome {
         let (sender, answer) = oneshot::channel();
-        let answer_to = Answer::Caller(sender);
         let request = Request {
             command,
-            answer: answer_to,
+            answer: Answer::Caller(self.name, sender),
         };
         self.hand_in(request).map_err(|(_, refusal)| refusal)?;
         // The loop drops what it did not answer when it ends.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::warn;
 
 use super::asking::{Asking, query_of};
-use super::board::Phase;
+use super::board::{Phase, no_camera};
 use super::commands::{Answer, Change, Command, MOST_WAITING, Outcome, Refusal, Reply, Request, command_of};
 use super::config::check_background;
 use super::live::LiveCamera;
@@ -107,11 +107,8 @@ impl Service<'_> {
 
     fn index(&self, camera: &str) -> Result<usize, Refusal> {
         let ids = || self.cameras.iter().map(|c| c.station.id().as_str());
-        ids().position(|id| id == camera).ok_or_else(|| {
-            let camera: String = camera.chars().take(80).collect();
-            let known = ids().collect::<Vec<_>>().join(", ");
-            Refusal::Invalid(format!("no camera {camera:?}, expected one of: {known}"))
-        })
+        let index = ids().position(|id| id == camera);
+        index.ok_or_else(|| Refusal::Invalid(no_camera(camera, ids())))
     }
 
     fn set_detect(&mut self, camera: &str, on: bool) -> Outcome {

@@ -189,7 +189,7 @@ pub fn run_with(
     } = surroundings;
     let outlet = Outlet::start(config, board.clone())?;
     let _http = open_http(config, &board, &view, &door)?;
-    let _bus = open_bus(config, &board, door);
+    let _bus = open_bus(config, &board, &door);
     let mut live = LiveState::read(state_dir(config.state.as_deref()).as_deref());
     live.set_open(takes_commands(config));
     let announce = Announce {
@@ -262,17 +262,17 @@ fn tell_model(pipeline: &Pipeline, config: &Config, board: &Board) {
 
 /// The daemon on D-Bus, if the configuration wants it there, until this is dropped.
 #[cfg(feature = "dbus")]
-fn open_bus(config: &Config, board: &Board, door: Door) -> Option<super::dbus::Bus> {
+fn open_bus(config: &Config, board: &Board, door: &Door) -> Option<super::dbus::Bus> {
     let started = config
         .dbus
         .enabled
-        .then(|| super::dbus::Bus::start(&config.dbus, board, door))?;
+        .then(|| super::dbus::Bus::start(&config.dbus, board, door.named("D-Bus")))?;
     started.inspect_err(|error| warn!(%error, "nothing is on D-Bus")).ok()
 }
 
 /// This build has no D-Bus.
 #[cfg(not(feature = "dbus"))]
-fn open_bus(_: &Config, _: &Board, _: Door) -> Option<std::convert::Infallible> {
+fn open_bus(_: &Config, _: &Board, _: &Door) -> Option<std::convert::Infallible> {
     None
 }
 
@@ -280,7 +280,7 @@ fn open_bus(_: &Config, _: &Board, _: Door) -> Option<std::convert::Infallible> 
 #[cfg(feature = "http")]
 fn open_http(config: &Config, board: &Board, view: &View, door: &Door) -> anyhow::Result<Option<super::http::Server>> {
     let http = config.http.as_ref();
-    http.map(|http| super::http::Server::start(http, board, view, door))
+    http.map(|http| super::http::Server::start(http, board, view, door.named("HTTP")))
         .transpose()
 }
 

@@ -349,5 +349,10 @@ pub(super) fn parse_color(text: &str) -> Option<[u8; 3]> {
     Some([red, green, blue])
 }
 
+/// The text that [`parse_color`] reads.
+pub(super) fn color_text([red, green, blue]: [u8; 3]) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use zbus::{Connection, fdo, interface};
 
 use super::access::{Action, require};
 use super::camera_path;
-use crate::daemon::board::{Board, DaemonState, Phase};
+use crate::daemon::board::{Board, DaemonState};
 use crate::daemon::commands::{Change, Command, Door, Refusal, Reply};
 use crate::message::query::QueryMessage;
 
@@ -54,12 +54,7 @@ impl Manager {
     }
 
     async fn ask(&self, command: Command) -> fdo::Result<Reply> {
-        let phase = self.board.now().phase;
-        if !matches!(phase, Phase::Running | Phase::Reloading) {
-            let state = phase.as_str();
-            let text = format!("the daemon's state is {state:?}, expected \"running\"; try again later");
-            return Err(fdo::Error::Failed(text));
-        }
+        self.board.now().takes_commands().map_err(fdo::Error::Failed)?;
         self.door.ask(command).await.map_err(|refusal| error_of(&refusal))
     }
 
@@ -134,12 +129,7 @@ impl Manager {
     #[zbus(out_args("queries"))]
     async fn list_queries(&self, camera: String) -> fdo::Result<HashMap<String, String>> {
         let state = self.board.now();
-        let Some(camera) = state.cameras.get(&camera) else {
-            let camera: String = camera.chars().take(80).collect();
-            let known = state.cameras.keys().cloned().collect::<Vec<_>>().join(", ");
-            let text = format!("no camera {camera:?}, expected one of: {known}");
-            return Err(fdo::Error::InvalidArgs(text));
-        };
+        let camera = state.camera(&camera).map_err(fdo::Error::InvalidArgs)?;
         let encoded = |(id, query): (&String, &QueryMessage)| {
             let body = query.encode().map_err(|error| fdo::Error::Failed(error.to_string()))?;
             Ok((id.clone(), String::from_utf8_lossy(&body).into_owned()))

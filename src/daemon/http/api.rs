@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Shared, json, refusal};
 use crate::daemon::annotate::colour;
-use crate::daemon::board::{CameraState, DaemonState, Phase};
+use crate::daemon::board::{CameraState, DaemonState};
 use crate::daemon::commands::{Change, Command, Refusal};
+use crate::daemon::config::color_text;
 use crate::daemon::health::resident_bytes;
 use crate::daemon::view::{CameraSeen, Glance, Seen};
 use crate::message::payload::SCHEMA;
@@ -107,7 +108,7 @@ fn query_shown(id: &str, query: &QueryMessage, camera: &CameraState, glance: Opt
             .zip(index)
             .and_then(|(glance, index)| glance.best.get(index).copied()),
         threshold: query.threshold.or(glance.map(|glance| glance.threshold)),
-        color: own.or_else(|| index.map(colour).map(|[r, g, b]| format!("#{r:02x}{g:02x}{b:02x}"))),
+        color: own.or_else(|| index.map(|index| color_text(colour(index)))),
         query: query.clone(),
         there,
         active,
@@ -175,14 +176,6 @@ pub(super) async fn state(State(shared): State<Arc<Shared>>) -> Response {
     json(StatusCode::OK, &message)
 }
 
-/// The answer to a question about a camera that is not there.
-pub(super) fn no_camera(state: &DaemonState, camera: &str) -> Response {
-    let camera: String = camera.chars().take(80).collect();
-    let known = state.cameras.keys().cloned().collect::<Vec<_>>().join(", ");
-    let text = format!("no camera {camera:?}, expected one of: {known}");
-    refusal(StatusCode::NOT_FOUND, &text)
-}
-
 /// Reads a body of bounded size in bounded time.
 async fn read(request: Request) -> Result<Bytes, Response> {
     match tokio::time::timeout(BODY, Bytes::from_request(request, &())).await {
@@ -211,12 +204,10 @@ async fn read_json<T: for<'de> Deserialize<'de>>(request: Request) -> Result<T, 
 /// Hands a command in and answers with what became of it.
 async fn ask(shared: &Shared, camera: Option<&str>, command: Command) -> Response {
     let state = shared.board.now();
-    if let Some(camera) = camera.filter(|camera| !state.cameras.contains_key(*camera)) {
-        return no_camera(&state, camera);
+    if let Some(Err(text)) = camera.map(|camera| state.camera(camera)) {
+        return refusal(StatusCode::NOT_FOUND, &text);
     }
-    if !matches!(state.phase, Phase::Running | Phase::Reloading) {
-        let phase = state.phase.as_str();
-        let text = format!("the daemon's state is {phase:?}, expected \"running\"; try again later");
+    if let Err(text) = state.takes_commands() {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, &text);
     }
     match tokio::time::timeout(COMMAND, shared.door.ask(command)).await {

@@ -74,12 +74,12 @@ impl Server {
     ///
     /// # Errors
     /// A token file that cannot be used; or if the system gives no thread or no event loop.
-    pub fn start(config: &Http, board: &Board, view: &View, door: &Door) -> anyhow::Result<Self> {
+    pub fn start(config: &Http, board: &Board, view: &View, door: Door) -> anyhow::Result<Self> {
         let listen = config.listen;
         let shared = Shared {
             board: board.clone(),
             view: view.clone(),
-            door: door.clone(),
+            door,
             access: Access::new(listen, config.read_token()?.as_deref()),
         };
         let _thread = EventLoop::start("http", async move || serve(listen, router(shared)).await)?;

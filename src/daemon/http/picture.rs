@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 
-use super::api::no_camera;
 use super::{Shared, refusal};
 
 /// Longest wait for a frame.
@@ -20,8 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The camera's next frame.
 pub(super) async fn next(State(shared): State<Arc<Shared>>, Path(camera): Path<String>) -> Response {
     let state = shared.board.now();
-    let Some(shown) = state.cameras.get(&camera) else {
-        return no_camera(&state, &camera);
+    let shown = match state.camera(&camera) {
+        Ok(shown) => shown,
+        Err(text) => return refusal(StatusCode::NOT_FOUND, &text),
     };
     if !shown.detect {
         return refusal(
