@@ -12,8 +12,8 @@ use super::{FORMAT_VERSION, GraphKind, Manifest, write_whole};
 /// Name of the manifest in a bundle's directory.
 pub const MANIFEST_FILE: &str = "manifest.toml";
 
-/// A manifest larger than this is not one.
-const LARGEST_MANIFEST: u64 = 1 << 20;
+/// Most bytes of a manifest; a larger one is none.
+pub const LARGEST_MANIFEST: u64 = 1 << 20;
 
 /// A bundle whose manifest is valid and whose files have the promised content.
 #[derive(Clone, Debug)]

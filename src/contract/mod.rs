@@ -11,7 +11,7 @@ mod tensors;
 mod validate;
 mod whole_file;
 
-pub use bundle::{Bundle, BundleError, MANIFEST_FILE, hash_file, sha256_hex};
+pub use bundle::{Bundle, BundleError, LARGEST_MANIFEST, MANIFEST_FILE, hash_file, sha256_hex};
 pub use manifest::{
     Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Measured, OPENAI_CLIP_VOCABULARY,
     Precision, Source, TextSpec,

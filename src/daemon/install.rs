@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
-use crate::contract::{Bundle, MANIFEST_FILE, Manifest};
+use crate::contract::{Bundle, LARGEST_MANIFEST, MANIFEST_FILE, Manifest};
 use crate::runtime::RuntimeOptions;
 use crate::runtime::progress::Progress;
 
@@ -101,7 +101,7 @@ fn copy(from: &Path, into: &Path) -> anyhow::Result<()> {
     let mut text = String::new();
     let path = from.join(MANIFEST_FILE);
     File::open(&path)
-        .and_then(|file| file.take(archive::LARGEST_MANIFEST).read_to_string(&mut text))
+        .and_then(|file| file.take(LARGEST_MANIFEST).read_to_string(&mut text))
         .with_context(|| format!("cannot read {}", path.display()))?;
     let manifest = Manifest::parse(&text).with_context(|| path.display().to_string())?;
     std::fs::write(into.join(MANIFEST_FILE), &text)?;

@@ -8,16 +8,13 @@ use anyhow::{Context as _, bail, ensure};
 use flate2::read::MultiGzDecoder;
 
 use super::SIGNATURE_FILE;
-use crate::contract::{MANIFEST_FILE, check_file_name};
-
-/// A manifest larger than this is not one.
-pub(super) const LARGEST_MANIFEST: u64 = 1 << 20;
+use crate::contract::{LARGEST_MANIFEST, MANIFEST_FILE, check_file_name};
 
 /// Most files of a bundle.
 const MOST_FILES: usize = 64;
 
-/// Most bytes of a bundle's files together: several precisions of a ViT-H fit.
-const MOST_BYTES: u64 = 8 << 30;
+/// Most bytes of a bundle's files together, and of its archive: several precisions of a ViT-H fit.
+pub(super) const MOST_BYTES: u64 = 8 << 30;
 
 /// First bytes of gzip.
 const GZIP: [u8; 2] = [0x1f, 0x8b];

@@ -8,8 +8,7 @@ use anyhow::{Context as _, ensure};
 use ureq::Agent;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-/// Most bytes of an archive.
-const MOST_BYTES: u64 = 8 << 30;
+use super::archive::MOST_BYTES;
 
 /// How long the server may take to accept the connection, and then to answer.
 const PATIENCE: Duration = Duration::from_secs(30);

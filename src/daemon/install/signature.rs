@@ -5,8 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, anyhow};
 use minisign_verify::{PublicKey, Signature};
 
-use super::archive::LARGEST_MANIFEST;
-use crate::contract::MANIFEST_FILE;
+use crate::contract::{LARGEST_MANIFEST, MANIFEST_FILE};
 
 /// Where the key of a device lies; if it is there, only bundles that it signed are installed.
 pub const DEFAULT_KEY: &str = "/etc/samclip/model.pub";
