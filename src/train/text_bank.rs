@@ -36,6 +36,12 @@ pub fn tokenize(tokenizer: &Tokenizer, texts: &[String]) -> Result<TokenBatch, T
     ))
 }
 
+/// Unit-norm embeddings `[B, D]` of texts.
+pub fn embed<O: Ops<Tokens = TokenBatch>>(ops: &O, config: &MergedConfig, tokens: &TokenBatch) -> O::Tensor {
+    let (text, width) = (&config.text, config.clip_head.text_dim);
+    ops.unit_norm(&clip::encode_text(ops, text, width, config.quick_gelu, tokens))
+}
+
 impl TextBank {
     /// A bank over the text tower among `weights`.
     #[must_use]
@@ -56,14 +62,7 @@ impl TextBank {
         if !self.cache.contains_key(name) {
             let texts: Vec<String> = TEMPLATES.iter().map(|t| t.replace("{}", name)).collect();
             let tokens = tokenize(&self.tokenizer, &texts)?;
-            let features = clip::encode_text(
-                &self.tower,
-                &self.config.text,
-                self.config.clip_head.text_dim,
-                self.config.quick_gelu,
-                &tokens,
-            );
-            let rows = self.tower.values(&self.tower.unit_norm(&features));
+            let rows = self.tower.values(&embed(&self.tower, &self.config, &tokens));
             let mut mean = vec![0.0; self.config.clip_head.text_dim];
             for row in rows.chunks(self.config.clip_head.text_dim) {
                 mean.iter_mut().zip(row).for_each(|(m, r)| *m += r);

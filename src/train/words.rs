@@ -11,18 +11,18 @@ use rand::seq::IndexedRandom as _;
 use rand_chacha::ChaCha8Rng;
 
 use crate::text::tokenizer::Tokenizer;
-use crate::train::autodiff::{Graph, TokenBatch};
+use crate::train::autodiff::Graph;
 use crate::train::dataset::names::{canonical, spoken};
 use crate::train::dataset::{Split, split};
 use crate::train::feed::{Feed, in_template};
 use crate::train::loss;
-use crate::train::model::{MergedConfig, clip, inventory};
+use crate::train::model::inventory;
 use crate::train::ops::Ops;
 use crate::train::recipe::{Recipe, StageName};
 use crate::train::session::{RunFolder, SessionError, StepLoss};
 use crate::train::strangers::STRANGERS;
 use crate::train::synth;
-use crate::train::text_bank::tokenize;
+use crate::train::text_bank::{embed, tokenize};
 use crate::train::weights::Weights;
 
 /// Stage number, for random streams.
@@ -74,12 +74,6 @@ pub fn words(
         StepLoss { total, parts }
     })?;
     Ok(session.weights)
-}
-
-/// Unit-norm embeddings `[B, D]` of texts.
-fn embed<O: Ops<Tokens = TokenBatch>>(ops: &O, config: &MergedConfig, tokens: &TokenBatch) -> O::Tensor {
-    let (text, width) = (&config.text, config.clip_head.text_dim);
-    ops.unit_norm(&clip::encode_text(ops, text, width, config.quick_gelu, tokens))
 }
 
 /// What the tower hears.
