@@ -12,11 +12,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bus::{Daemon, PATIENCE, config_text, until, write_model_and_frames};
+use bus::{Daemon, PATIENCE, config_text, until, write_model_and_stripes};
 use fantoccini::key::Key;
 use fantoccini::{Client, ClientBuilder, Locator};
 use hyper_util::client::legacy::connect::HttpConnector;
-use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 
 /// A chromedriver; it ends with the value.
@@ -52,9 +51,10 @@ impl Driver {
         Some(Self { child, address })
     }
 
-    /// A browser of its own, with further arguments and options.
-    async fn browser(&self, arguments: &[&str], options: &Value, profile: &Path) -> Page {
-        let profile = format!("--user-data-dir={}", profile.display());
+    /// The page of a daemon, once its camera is online, in a browser of its own with further arguments and options; the
+    /// browser's files are below `dir`.
+    async fn page(&self, daemon: SocketAddr, arguments: &[&str], options: &Value, dir: &Path) -> Page {
+        let profile = format!("--user-data-dir={}", dir.join("profile").display());
         // Chromium's own sandbox is not for root.
         let fixed = [
             "--headless=new",
@@ -72,7 +72,10 @@ impl Driver {
         capabilities.insert("goog:chromeOptions".into(), chrome);
         let mut builder = ClientBuilder::new(HttpConnector::new());
         let client = builder.capabilities(capabilities).connect(&self.address).await.unwrap();
-        Page { client }
+        let page = Page { client };
+        page.client.goto(&format!("http://{daemon}/")).await.unwrap();
+        page.until("the camera is online", ONLINE).await;
+        page
     }
 }
 
@@ -213,15 +216,7 @@ fn start_daemon(dir: &Path, address: SocketAddr) -> Daemon {
 
 /// A bundle, and a picture of the size of a camera's.
 fn prepare(dir: &Path) {
-    write_model_and_frames(dir);
-    let colour = |x: u32| match x {
-        0..240 => Rgb([230, 20, 20]),
-        240..440 => Rgb([20, 20, 230]),
-        _ => Rgb([230, 230, 20]),
-    };
-    RgbImage::from_fn(640, 480, |x, _| colour(x))
-        .save(dir.join("frames/0.png"))
-        .unwrap();
+    write_model_and_stripes(dir, (640, 480), [240, 440]);
 }
 
 fn query_state(address: SocketAddr, id: &str) -> Value {
@@ -236,9 +231,7 @@ async fn a_query_is_typed_seen_on_the_picture_cut_and_removed_and_the_page_survi
     let address = http_client::free_address();
     let daemon = start_daemon(dir.path(), address);
     let size = ["--window-size=1280,900"];
-    let page = driver.browser(&size, &json!({}), &dir.path().join("profile")).await;
-    page.client.goto(&format!("http://{address}/")).await.unwrap();
-    page.until("the camera is online", ONLINE).await;
+    let page = driver.page(address, &size, &json!({}), dir.path()).await;
     page.until("red is in the list", &has_query("red")).await;
     page.until(
         "red is present",
@@ -344,9 +337,7 @@ async fn the_page_fits_a_phone_in_the_dark() {
         "deviceMetrics": { "width": 360, "height": 780, "pixelRatio": 2.0, "touch": true, "mobile": true }
     } });
     let arguments = ["--blink-settings=preferredColorScheme=0"];
-    let page = driver.browser(&arguments, &phone, &dir.path().join("profile")).await;
-    page.client.goto(&format!("http://{address}/")).await.unwrap();
-    page.until("the camera is online", ONLINE).await;
+    let page = driver.page(address, &arguments, &phone, dir.path()).await;
     assert_eq!(page.js("innerWidth").await, json!(360));
     assert_eq!(
         page.js("matchMedia('(prefers-color-scheme: dark)').matches").await,

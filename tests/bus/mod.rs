@@ -106,17 +106,22 @@ impl Drop for PrivateBus {
     }
 }
 
-/// A bundle, and a folder with one picture: red on the left, blue in the middle, yellow on the right.
+/// A bundle, and a folder with one small picture as [`write_model_and_stripes`] paints it.
 pub fn write_model_and_frames(dir: &Path) {
+    write_model_and_stripes(dir, (131, 97), [50, 90]);
+}
+
+/// A bundle, and a folder with one picture: red on the left, blue in the middle, yellow on the right of two columns.
+pub fn write_model_and_stripes(dir: &Path, (width, height): (u32, u32), [blue, yellow]: [u32; 2]) {
     tiny::write(dir);
     let frames = dir.join("frames");
     std::fs::create_dir_all(&frames).unwrap();
     let colour = |x: u32| match x {
-        0..50 => Rgb([230, 20, 20]),
-        50..90 => Rgb([20, 20, 230]),
+        x if x < blue => Rgb([230, 20, 20]),
+        x if x < yellow => Rgb([20, 20, 230]),
         _ => Rgb([230, 230, 20]),
     };
-    RgbImage::from_fn(131, 97, |x, _| colour(x))
+    RgbImage::from_fn(width, height, |x, _| colour(x))
         .save(frames.join("0.png"))
         .unwrap();
 }
