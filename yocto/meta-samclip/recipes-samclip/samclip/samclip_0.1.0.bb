@@ -41,11 +41,19 @@ do_install() {
     install -D -m 0755 "${B}/target/${CARGO_TARGET_SUBDIR}/samclipd" "${D}${bindir}/samclipd"
     install -D -m 0644 "${S}/systemd/samclipd.toml" "${D}${sysconfdir}/samclip/samclipd.toml"
     install -D -m 0644 "${S}/systemd/samclipd.service" "${D}${systemd_system_unitdir}/samclipd.service"
+    install -D -m 0644 "${S}/systemd/70-samclip.rules" "${D}${nonarch_base_libdir}/udev/rules.d/70-samclip.rules"
+    install -D -m 0644 "${S}/systemd/org.samclip.Daemon1.conf" "${D}${datadir}/dbus-1/system.d/org.samclip.Daemon1.conf"
+    install -D -m 0644 "${S}/systemd/org.samclip.Daemon1.service" "${D}${datadir}/dbus-1/system-services/org.samclip.Daemon1.service"
+    install -D -m 0644 "${S}/dbus/org.samclip.Daemon1.xml" "${D}${datadir}/dbus-1/interfaces/org.samclip.Daemon1.xml"
+    install -D -m 0644 "${S}/systemd/org.samclip.policy" "${D}${datadir}/polkit-1/actions/org.samclip.policy"
 }
 
 do_install_ptest() {
     install -D -m 0755 "${UNPACKDIR}/run-ptest" "${D}${PTEST_PATH}/run-ptest"
 }
+
+# without polkit, root and the group samclip may change queries
+FILES:${PN} += "${datadir}/dbus-1 ${datadir}/polkit-1"
 
 CONFFILES:${PN} = "${sysconfdir}/samclip/samclipd.toml"
 
