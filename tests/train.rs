@@ -146,6 +146,75 @@ fn drawn_scenes_alone_become_a_bundle_that_says_what_the_checkpoint_says() {
 }
 
 #[test]
+fn features_of_the_frozen_backbone_are_computed_once_and_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tiny_recipe(folder.path());
+    let base = Recipe::read(&path).unwrap();
+    // Sizes above and below what the CLIP head pools, and weights of both.
+    let clip = vec![BatchSize { side: 64, batch: 2 }, BatchSize { side: 128, batch: 1 }];
+    let probe = |name: &str, out: &str, change: &dyn Fn(&mut Recipe)| {
+        let mut recipe = base.clone();
+        (recipe.clip_head.max_grid, recipe.probe.steps) = (4, 4);
+        recipe.probe.separate = Some(Separate {
+            clip: clip.clone(),
+            sam_batch: 0,
+        });
+        change(&mut recipe);
+        let path = folder.path().join(name);
+        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+        let out = folder.path().join(out);
+        let output = train(&on_scenes("probe", &path, &out));
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let weights = weights::read(&out.join("probe.safetensors")).unwrap();
+        (weights, said)
+    };
+    let (fresh, said) = probe("fresh.toml", "fresh", &|_| {});
+    assert!(!said.contains("features") && !folder.path().join("fresh/probe.features").exists());
+    // Batches that come again after all of them are those that never do.
+    let (kept, said) = probe("kept.toml", "kept", &|r| r.probe.repeat = Some(4));
+    assert!(said.contains("computed=4"), "{said}");
+    assert!(kept == fresh, "weights and moments, to the bit");
+
+    // Two batches, twice; once more with one of them damaged.
+    let (twice, said) = probe("twice.toml", "twice", &|r| r.probe.repeat = Some(2));
+    assert!(said.contains("computed=2") && twice != fresh, "{said}");
+    let features = folder.path().join("twice/probe.features");
+    let file = features.join("000001-000.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    std::fs::remove_file(folder.path().join("twice/probe.safetensors")).unwrap();
+    let (again, said) = probe("twice.toml", "twice", &|r| r.probe.repeat = Some(2));
+    assert!(said.contains("computed=1") && again == twice, "{said}");
+    assert_eq!(std::fs::read_dir(features).unwrap().count(), 2);
+    // What is kept is what the head learns from.
+    let (mut changed, metadata) = (weights::read(&file).unwrap(), weights::read_metadata(&file).unwrap());
+    changed.get_mut("teacher").unwrap().data.reverse();
+    weights::write(&file, &changed, &metadata).unwrap();
+    std::fs::remove_file(folder.path().join("twice/probe.safetensors")).unwrap();
+    let (misled, said) = probe("twice.toml", "twice", &|r| r.probe.repeat = Some(2));
+    assert!(said.contains("computed=0") && misled != twice, "{said}");
+
+    // How fast the head learns is no matter of the backbone, other crops are.
+    let changes: [(&dyn Fn(&mut Recipe), &str); 2] = [
+        (&|r| r.probe.learning_rate *= 2.0, "computed=0"),
+        (&|r| r.variation.close_ups = 0.5, "computed=2"),
+    ];
+    for (index, (change, expected)) in changes.into_iter().enumerate() {
+        std::fs::remove_file(folder.path().join("twice/probe.safetensors")).unwrap();
+        for teacher in ["sam_teacher", "clip_teacher"].iter().filter(|_| index == 1) {
+            std::fs::remove_file(folder.path().join(format!("twice/{teacher}.safetensors"))).unwrap();
+        }
+        let both = |r: &mut Recipe| {
+            r.probe.repeat = Some(2);
+            change(r);
+        };
+        let (_, said) = probe("changed.toml", "twice", &both);
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
 fn other_words_are_learnt_by_the_text_tower_alone() {
     let folder = tempfile::tempdir().unwrap();
     let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));

@@ -1,6 +1,7 @@
 //! `train`: makes a bundle from photos and drawn scenes, or from other people's checkpoints.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -206,10 +207,12 @@ impl RunArguments {
 fn main() -> Result<()> {
     samclip::runtime::forbid_telemetry();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
+    let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    // Colours on a terminal only; `NO_COLOR` switches them off there as well.
+    let colours = std::io::stderr().is_terminal();
+    (if colours { logs } else { logs.with_ansi(false) }).init();
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let out = arguments.out.join("bundle");

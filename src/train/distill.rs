@@ -7,6 +7,9 @@
 //! from the same data. Further departures, each set in the recipe: `losses.labelled` mixes labelled masks into the SAM
 //! teacher's, `losses.region_text` adds the cross-entropy of patch embeddings against class names.
 
+use std::ops::Range;
+use std::sync::mpsc::sync_channel;
+
 use burn_flex::Flex;
 use rand::RngExt as _;
 
@@ -14,11 +17,12 @@ use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
 use crate::train::feed::{Feed, MASK_PROMPTS};
 use crate::train::forgetting::BoxMasks;
+use crate::train::frozen::{Features, Store};
 use crate::train::initial;
 use crate::train::micro_batch::{Maker, MicroBatch, Serves};
 use crate::train::model::{SamConfig, inventory, resize};
 use crate::train::recipe::{Recipe, Stage, StageName};
-use crate::train::session::{RunFolder, Session, SessionError};
+use crate::train::session::{RunFolder, Session, SessionError, progress_bar};
 use crate::train::text_bank::TextBank;
 use crate::train::weights::{Values, Weights};
 
@@ -97,13 +101,27 @@ pub fn probe(
 ) -> Result<Weights, SessionError> {
     let rate = |name: &str| f32::from(u8::from(name.starts_with("clip_head.")));
     let session = folder.session(recipe, StageName::Probe, initial)?;
+    let store = recipe.probe.repeat.map(|_| {
+        let origin = folder.identity(&without_pace(recipe), StageName::Probe);
+        let origin = format!("{}\n{}", origin.recipe, origin.data);
+        Store::open(&folder.path.join("probe.features"), &origin)
+    });
     let step = Steps {
         stage: &recipe.probe,
         number: PROBE,
         masks: MASK_PROMPTS,
         own_points: false,
+        features: store.transpose()?,
     };
     run(session, &step, recipe, feed, teachers, &rate)
+}
+
+/// A recipe without what stage 1 may change and keep its features: how long and how fast it learns.
+fn without_pace(recipe: &Recipe) -> Recipe {
+    let mut recipe = recipe.clone();
+    let probe = &mut recipe.probe;
+    (probe.steps, probe.learning_rate, probe.warmup, probe.average) = (0, 0.0, 0, None);
+    recipe
 }
 
 /// Stage 2: backbone, CLIP head and SAM head; the prompt encoder stays frozen, the text tower too unless
@@ -133,6 +151,7 @@ pub fn distill(
         number: DISTILL,
         masks: MASK_PROMPTS,
         own_points: false,
+        features: None,
     };
     run(session, &step, recipe, feed, teachers, &rate)
 }
@@ -167,6 +186,7 @@ pub fn adapt(
         number: ADAPT,
         masks: adapt.own_prompts,
         own_points: true,
+        features: None,
     };
     run(session, &step, &adapted, feed, teachers, &rate)
 }
@@ -180,6 +200,46 @@ struct Steps<'a> {
     masks: f64,
     /// Whether the points of mask prompts are drawn from the CLIP head's scores too.
     own_points: bool,
+    /// Where the features of frozen networks are kept, if the stage's batches come again.
+    features: Option<Store>,
+}
+
+/// Computes what a store lacks of the micro-batches `indices` of `steps`; returns how many that were. `make` works on
+/// another thread.
+fn look_at_all(
+    store: &Store,
+    steps: Range<u64>,
+    indices: Range<usize>,
+    make: &(dyn Fn(u64) -> Vec<MicroBatch> + Sync),
+    look: impl Fn(&MicroBatch) -> Features,
+) -> Result<u64, SessionError> {
+    let lacks = |step: &u64| !indices.clone().all(|index| store.has(*step, index));
+    let missing: Vec<u64> = steps.filter(lacks).collect();
+    let progress = progress_bar("features", missing.len() as u64, 0);
+    let mut looked = 0;
+    std::thread::scope(|scope| {
+        let (send, receive) = sync_channel(2);
+        // A closed channel means that the loop below ended early.
+        scope.spawn(move || missing.iter().try_for_each(|&step| send.send((step, make(step))).ok()));
+        for (step, batches) in receive {
+            for (index, micro) in indices
+                .clone()
+                .zip(&batches)
+                .filter(|&(index, _)| !store.has(step, index))
+            {
+                store.put(step, index, look(micro))?;
+                looked += 1;
+            }
+            progress.inc(1);
+        }
+        Ok::<_, SessionError>(())
+    })?;
+    progress.finish();
+    tracing::info!(
+        computed = looked,
+        "features of the frozen backbone and the CLIP teacher"
+    );
+    Ok(looked)
 }
 
 /// Runs a stage from where its session stands; returns the weights it ends with.
@@ -198,7 +258,7 @@ fn run(
     let mut maker = Maker::new(recipe, feed, stage, number, steps.masks, steps.own_points);
     maker.per_step = session.processes().count() * per_process;
     let native = recipe.sam.image_size;
-    let batch = |step: u64| -> Vec<MicroBatch> {
+    let make = |step: u64| -> Vec<MicroBatch> {
         let mut batches = Vec::new();
         for index in first..first + per_process {
             let Some(separate) = &stage.separate else {
@@ -210,6 +270,22 @@ fn run(
             batches.push(maker.make(step, index, Serves::Clip, size.side, size.batch));
             if separate.sam_batch > 0 {
                 batches.push(maker.make(step, index, Serves::Sam, native, separate.sam_batch));
+            }
+        }
+        batches
+    };
+    let distinct = stage.repeat.unwrap_or(u64::MAX).min(stage.steps);
+    if let Some(store) = steps.features.as_ref().filter(|_| session.step() < stage.steps) {
+        let backbone = Graph::new(&session.weights, Default::default());
+        let look = |micro: &MicroBatch| micro.look(recipe, &backbone, &teachers.clip);
+        look_at_all(store, 0..distinct, first..first + per_process, &make, look)?;
+    }
+    let batch = |step: u64| {
+        let step = step % distinct.max(1);
+        let mut batches = make(step);
+        if let Some(store) = &steps.features {
+            for (index, micro) in (first..).zip(&mut batches) {
+                micro.features = store.get(step, index);
             }
         }
         batches

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use burn_backend::tensor::FloatTensor;
 use burn_flex::Flex;
 use rand::RngExt as _;
 
@@ -10,6 +11,8 @@ use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
 use crate::train::distill::Teachers;
 use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, in_other_words};
+use crate::train::frozen::Features;
+use crate::train::kernels::Kernels;
 use crate::train::loss::cosine;
 use crate::train::model::{clip, clip_head, encoder};
 use crate::train::ops::Ops;
@@ -19,6 +22,7 @@ use crate::train::sam_loss;
 use crate::train::score_prompts::{Scores, mix_teacher, prompts_from_scores};
 use crate::train::session::{StepLoss, Tape};
 use crate::train::teachers::{CLIP_NORMALISATION, clip_config};
+use crate::train::weights::Values;
 
 /// Which losses a micro-batch serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub struct MicroBatch {
     patches: usize,
     /// Factor on the loss, so that the micro-batches of a step average.
     share: f32,
+    /// What the frozen backbone and the CLIP teacher say of the pictures, where that is known.
+    pub features: Option<Features>,
     items: Vec<Item>,
     teacher_pixels: Vec<f32>,
     prompts: PromptBatch,
@@ -116,6 +122,7 @@ impl<'a> Maker<'a> {
             side,
             patches: recipe.merged().patch_grid(side),
             share: 1.0 / self.per_step as f32,
+            features: None,
             items: Vec::new(),
             teacher_pixels: Vec::new(),
             prompts: PromptBatch::default(),
@@ -162,6 +169,38 @@ impl<'a> Maker<'a> {
 }
 
 impl MicroBatch {
+    /// `[B, 3, S, S]`.
+    fn image<B: Kernels>(&self, graph: &Graph<B>) -> FloatTensor<B> {
+        let (b, side) = (self.items.len(), self.side);
+        let pixels = self.items.iter().flat_map(|i| i.view.pixels.iter().copied());
+        graph.input(pixels.collect(), &[b, 3, side, side])
+    }
+
+    /// `[B, D]`: image embeddings of the CLIP teacher, unit norm.
+    fn teacher(&self, recipe: &Recipe, clip: &Graph<Flex>) -> Vec<f32> {
+        let side = recipe.clip_teacher.image_size;
+        let image = clip.input(self.teacher_pixels.clone(), &[self.items.len(), 3, side, side]);
+        clip.values(&clip.unit_norm(&clip::encode_image(clip, &clip_config(recipe), &image)))
+    }
+
+    /// What a frozen `backbone` and the CLIP teacher say of the pictures.
+    #[must_use]
+    pub fn look(&self, recipe: &Recipe, backbone: &Graph<Flex>, clip: &Graph<Flex>) -> Features {
+        let config = recipe.merged();
+        let tokens = encoder::tokens(backbone, &config.sam, &self.image(backbone));
+        let tokens = clip_head::pooled(backbone, &config, &tokens);
+        Features {
+            tokens: Values {
+                shape: backbone.shape(&tokens),
+                data: backbone.values(&tokens),
+            },
+            teacher: Values {
+                shape: vec![self.items.len(), config.clip_head.text_dim],
+                data: self.teacher(recipe, clip),
+            },
+        }
+    }
+
     /// Runs the model and the teachers; the losses by the recipe's weights.
     pub fn loss(
         mut self,
@@ -171,28 +210,30 @@ impl MicroBatch {
         sam_teacher: Option<&Graph<Flex>>,
     ) -> StepLoss {
         let (config, losses) = (recipe.merged(), &recipe.losses);
-        let (sam, side, b) = (&config.sam, self.side, self.items.len());
-        let pixels: Vec<f32> = self.items.iter().flat_map(|i| i.view.pixels.iter().copied()).collect();
-        let image = graph.input(pixels.clone(), &[b, 3, side, side]);
-        let tokens = encoder::tokens(graph, sam, &image);
+        let (sam, b) = (&config.sam, self.items.len());
+        let features = self.features.take();
+        let tokens = match &features {
+            Some(Features { tokens, .. }) => graph.input(tokens.data.clone(), &tokens.shape),
+            None => encoder::tokens(graph, sam, &self.image(graph)),
+        };
         let mut total = graph.input(vec![0.0], &[1]);
         let mut parts = Vec::new();
         let mut add = |loss: &_, weight: f32| {
             total = graph.add(&total, &graph.scale(&graph.reshape(loss, &[1]), self.share * weight));
         };
 
-        let masks = self.serves != Serves::Clip && !self.prompts.counts.is_empty() && losses.sam > 0.0;
+        let masks =
+            features.is_none() && self.serves != Serves::Clip && !self.prompts.counts.is_empty() && losses.sam > 0.0;
         let mut scores = None;
         if self.serves != Serves::Sam || (masks && losses.region_text > 0.0) {
-            let (patch_embeddings, image_embedding) = clip_head::embed(graph, &config, &tokens);
+            let pooled = match &features {
+                Some(_) => tokens.clone(),
+                None => clip_head::pooled(graph, &config, &tokens),
+            };
+            let (patch_embeddings, image_embedding) = clip_head::embed_pooled(graph, &config, &pooled);
             if self.serves != Serves::Sam {
-                let teacher_side = recipe.clip_teacher.image_size;
-                let expected = teachers.clip.input(
-                    std::mem::take(&mut self.teacher_pixels),
-                    &[b, 3, teacher_side, teacher_side],
-                );
-                let expected = clip::encode_image(&teachers.clip, &clip_config(recipe), &expected);
-                let expected = teachers.clip.values(&teachers.clip.unit_norm(&expected));
+                let known = features.map(|features| features.teacher.data);
+                let expected = known.unwrap_or_else(|| self.teacher(recipe, &teachers.clip));
                 let expected = graph.input(expected, &[b, config.clip_head.text_dim]);
                 let distance = graph.sum(&cosine(graph, &image_embedding, &expected), 0);
                 let distance = graph.scale(&distance, 1.0 / b as f32);
@@ -224,8 +265,7 @@ impl MicroBatch {
                 prompts_from_scores(&mut self.prompts, &scores, sam, self.points_seed);
             }
             if let Some(teacher) = sam_teacher {
-                let image = teacher.input(pixels, &[b, 3, side, side]);
-                let embeddings = encoder::neck(teacher, sam, &encoder::tokens(teacher, sam, &image));
+                let embeddings = encoder::neck(teacher, sam, &encoder::tokens(teacher, sam, &self.image(teacher)));
                 let (masks, _) = sam_loss::decode(teacher, sam, &embeddings, &self.prompts);
                 mix_teacher(&mut self.prompts, &teacher.values(&masks), losses.labelled);
             }

@@ -14,6 +14,7 @@ pub mod eval;
 pub mod export;
 pub mod feed;
 pub mod forgetting;
+pub mod frozen;
 pub mod import;
 pub mod initial;
 pub mod kernels;

@@ -162,12 +162,22 @@ pub struct Stage {
     /// all losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separate: Option<Separate>,
+    /// Stage 1: its batches come again after so many steps, and what the frozen backbone and the CLIP teacher say of them is
+    /// computed once and kept in the run's folder. Absent: new pictures and new crops in every step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<u64>,
     /// Early stop by the forgetting measure. Absent: all steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watch: Option<Watch>,
 }
 
 impl Stage {
+    /// Whether no batch serves the SAM head.
+    #[must_use]
+    pub fn is_clip_alone(&self) -> bool {
+        self.prompts == 0 && self.separate.as_ref().is_none_or(|separate| separate.sam_batch == 0)
+    }
+
     /// Most pictures of one micro-batch.
     #[must_use]
     pub fn largest_batch(&self) -> usize {
@@ -386,7 +396,7 @@ impl Recipe {
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
         let grid = |side: usize| side / 16;
         let pools = |side: usize| grid(side) == self.merged().patch_grid(side) || grid(side).is_multiple_of(2);
-        let rules: [(&'static str, bool, String, String); 19] = [
+        let rules: [(&'static str, bool, String, String); 20] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -525,6 +535,17 @@ impl Recipe {
                     .into(),
             ),
             (
+                "repeat",
+                self.stages().filter(|s| s.repeat.is_some()).count() == usize::from(self.probe.repeat.is_some())
+                    && self.probe.repeat.is_none_or(|steps| steps > 0 && self.probe.is_clip_alone()),
+                format!(
+                    "{:?}, in [probe] with {} prompts",
+                    self.stages().map(|s| s.repeat).collect::<Vec<_>>(),
+                    self.probe.prompts
+                ),
+                "at least 1, in [probe] alone, which then has no prompts and no SAM batch".into(),
+            ),
+            (
                 "export.points",
                 self.export.points >= 3 && self.export.prompts > 0 && self.export.texts > 0,
                 format!(
@@ -635,7 +656,7 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_refused_by_name() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 4] = [
+        let cases: [(Spoil, &str); 7] = [
             (
                 |r| r.adapt.as_mut().unwrap().image_size = 100,
                 "adapt.image_size: found 100, expected a multiple of 16",
@@ -649,6 +670,12 @@ mod tests {
                 "sam.window_size: found 0",
             ),
             (|r| r.losses.region_text = 0.0, "losses.region_text: found 0"),
+            (|r| r.probe.repeat = Some(0), "repeat: found [None, None, Some(0)"),
+            (|r| r.distill.repeat = Some(9), "expected at least 1, in [probe] alone"),
+            (
+                |r| (r.probe.repeat, r.probe.prompts) = (Some(9), 2),
+                "in [probe] with 2 prompts",
+            ),
         ];
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");

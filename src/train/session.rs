@@ -17,6 +17,7 @@ use burn_flex::Flex;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::autodiff::Graph;
+use crate::train::frozen::StoreError;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
 use crate::train::processes::Processes;
 use crate::train::recipe::{Recipe, Stage, StageName, Watch};
@@ -55,6 +56,9 @@ pub enum SessionError {
         /// The cause.
         source: std::io::Error,
     },
+    /// What frozen networks say cannot be kept.
+    #[error(transparent)]
+    Features(#[from] StoreError),
     /// The loss is not a number.
     #[error(
         "stage {stage}, step {step}: loss is {loss}; the last checkpoint is kept, lower learning_rate and run again"
@@ -153,6 +157,20 @@ impl RunFolder {
         self.path.join(format!("{}.safetensors", stage.checkpoint()))
     }
 
+    /// What the result of a stage of `recipe` is bound to.
+    #[must_use]
+    pub fn identity(&self, recipe: &Recipe, stage: StageName) -> Identity {
+        let data = match (stage, self.processes.count()) {
+            (StageName::TeachSam | StageName::TeachClip, _) => self.data.clone(),
+            (_, 1) => format!("{}{}", self.data, self.teachers),
+            (_, count) => format!("{}{}, {count} processes", self.data, self.teachers),
+        };
+        Identity {
+            recipe: recipe.deciding(stage),
+            data,
+        }
+    }
+
     /// Opens a stage of `recipe`: from its checkpoint if there is one, else from `initial`.
     ///
     /// # Errors
@@ -163,15 +181,7 @@ impl RunFolder {
         stage: StageName,
         initial: impl FnOnce() -> Weights,
     ) -> Result<Session, SessionError> {
-        let data = match (stage, self.processes.count()) {
-            (StageName::TeachSam | StageName::TeachClip, _) => self.data.clone(),
-            (_, 1) => format!("{}{}", self.data, self.teachers),
-            (_, count) => format!("{}{}, {count} processes", self.data, self.teachers),
-        };
-        let identity = Identity {
-            recipe: recipe.deciding(stage),
-            data,
-        };
+        let identity = self.identity(recipe, stage);
         let mut session = Session::open(&self.checkpoint(stage), stage.checkpoint(), identity, initial)?;
         session.processes = self.processes.clone();
         Ok(session)
@@ -526,7 +536,8 @@ impl Log {
     }
 }
 
-fn progress_bar(name: &str, steps: u64, done: u64) -> ProgressBar {
+/// A bar with the time that is left.
+pub(super) fn progress_bar(name: &str, steps: u64, done: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{prefix} {pos}/{len} {wide_bar} {eta} {msg}").expect("the template is constant");
     let bar = ProgressBar::new(steps)
@@ -675,6 +686,7 @@ mod tests {
             average,
             accumulate: 1,
             separate: None,
+            repeat: None,
             watch,
         }
     }

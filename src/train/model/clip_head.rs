@@ -9,11 +9,22 @@ use crate::train::ops::Ops;
 /// Patch embeddings `[B, D, n, n]` and image embedding `[B, D]`, both of unit norm, from backbone
 /// tokens `[B, g, g, E]` taken before the neck.
 pub fn embed<O: Ops>(ops: &O, config: &MergedConfig, tokens: &O::Tensor) -> (O::Tensor, O::Tensor) {
+    embed_pooled(ops, config, &pooled(ops, config, tokens))
+}
+
+/// Backbone tokens `[B, g, g, E]` as the head takes them: `[B, n, n, E]`, halved where g is above `max_grid`.
+pub fn pooled<O: Ops>(ops: &O, config: &MergedConfig, tokens: &O::Tensor) -> O::Tensor {
+    if four(&ops.shape(tokens))[1] > config.clip_head.max_grid {
+        average_pool_2x2(ops, tokens)
+    } else {
+        tokens.clone()
+    }
+}
+
+/// [`embed`] after [`pooled`].
+pub fn embed_pooled<O: Ops>(ops: &O, config: &MergedConfig, tokens: &O::Tensor) -> (O::Tensor, O::Tensor) {
     let (sam, head) = (&config.sam, &config.clip_head);
     let mut x = tokens.clone();
-    if four(&ops.shape(&x))[1] > head.max_grid {
-        x = average_pool_2x2(ops, &x);
-    }
     let [b, h, w, e] = four(&ops.shape(&x));
     // A copy of the last backbone block, tables included, so that it can be initialised from it.
     let block = Block {
