@@ -360,6 +360,22 @@ fn doctor_names_everything_that_is_missing_with_a_remedy() {
     bench.run(&["doctor", "--config", &config]).says(1, &parts);
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn doctor_reads_the_page_s_token_as_the_daemon_will() {
+    let bench = Bench::new();
+    let token = bench.path("token");
+    let table = format!("[http]\nlisten = \"0.0.0.0:8080\"\ntoken_file = {token:?}");
+    let config = bench.config("engine = \"tract\"", &table);
+    let doctor = || bench.run(&["doctor", "--config", &config]);
+    doctor().says(1, &["token: ", "No such file", "correct the file or its permissions"]);
+    std::fs::write(&token, "short").unwrap();
+    doctor().says(1, &["expected a token of 16 to 256 letters"]);
+    std::fs::write(&token, "0123456789abcdef\n").unwrap();
+    let page = "http://0.0.0.0:8080 for whoever has the token";
+    doctor().says(0, &[page, "the configured job can run"]);
+}
+
 #[test]
 fn doctor_on_a_named_gpu_that_is_not_there_says_no() {
     let bench = Bench::new();

@@ -121,6 +121,21 @@ pub fn doctor(options: &DoctorOptions, out: &mut dyn Write) -> std::io::Result<b
             }
         }
     }
+    if let Some(http) = config.and_then(|config| config.http.as_ref()) {
+        report.head("page")?;
+        let whom = |token: Option<String>| {
+            if token.is_some() {
+                "whoever has the token"
+            } else {
+                "this machine alone"
+            }
+        };
+        let outcome = http
+            .read_token()
+            .map(|token| format!("http://{} for {}", http.listen, whom(token)));
+        let remedy = "correct the file or its permissions; the daemon's user has to read it";
+        report.outcome(outcome.map_err(|error| error.to_string()), Verdict::Bad, remedy)?;
+    }
     let verdict = match report.bad {
         0 => "the configured job can run".to_owned(),
         1 => "the configured job cannot run: 1 thing is missing".to_owned(),
