@@ -16,8 +16,8 @@ use crate::message::query::QueryMessage;
 /// Name of the interface.
 pub(super) const INTERFACE: &str = "org.samclip.Daemon1";
 
-/// Longest wait for a frame to take a picture of.
-const PICTURE: Duration = Duration::from_secs(10);
+/// Longest wait for a frame to take a picture of: a slow board takes ten seconds for one, callers give up after 25.
+const PICTURE: Duration = Duration::from_secs(20);
 
 /// The daemon as it is exported.
 pub(super) struct Manager {
