@@ -196,9 +196,10 @@ fn features_of_the_frozen_backbone_are_computed_once_and_change_nothing() {
     assert!(said.contains("computed=0") && misled != twice, "{said}");
 
     // How fast the head learns is no matter of the backbone, other crops are.
-    let changes: [(&dyn Fn(&mut Recipe), &str); 2] = [
-        (&|r| r.probe.learning_rate *= 2.0, "computed=0"),
-        (&|r| r.variation.close_ups = 0.5, "computed=2"),
+    type Change = fn(&mut Recipe);
+    let changes: [(Change, &str); 2] = [
+        (|r| r.probe.learning_rate *= 2.0, "computed=0"),
+        (|r| r.variation.close_ups = 0.5, "computed=2"),
     ];
     for (index, (change, expected)) in changes.into_iter().enumerate() {
         std::fs::remove_file(folder.path().join("twice/probe.safetensors")).unwrap();
