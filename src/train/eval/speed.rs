@@ -18,15 +18,29 @@ pub const RUNS: usize = 15;
 
 /// Median of [`RUNS`] runs in milliseconds, after one that does not count.
 pub(super) fn median_ms(mut run: impl FnMut() -> Result<(), EvalError>) -> Result<f64, EvalError> {
-    run()?;
-    let mut times = Vec::with_capacity(RUNS);
-    for _ in 0..RUNS {
-        let start = Instant::now();
-        run()?;
-        times.push(1e3 * start.elapsed().as_secs_f64());
+    medians_ms([&mut run]).map(|[median]| median)
+}
+
+/// Something whose time is taken.
+pub(super) type Timed<'a> = &'a mut dyn FnMut() -> Result<(), EvalError>;
+
+/// Medians of several things to be compared, as by [`median_ms`]. They run by turns, so that what else the machine does
+/// slows all of them.
+pub(super) fn medians_ms<const N: usize>(mut runs: [Timed<'_>; N]) -> Result<[f64; N], EvalError> {
+    let mut times: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(RUNS));
+    for counts in std::iter::once(false).chain([true; RUNS]) {
+        for (run, times) in runs.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            run()?;
+            if counts {
+                times.push(1e3 * start.elapsed().as_secs_f64());
+            }
+        }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[RUNS / 2])
+    Ok(times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[RUNS / 2]
+    }))
 }
 
 /// Cost of a bundle on `photo`; parameters and multiply-accumulates where its recipe is known.
@@ -78,4 +92,22 @@ fn of_part(name: &str, cost: Cost) -> [Entry; 2] {
         Entry::new(format!("{name}, million parameters"), cost.parameters as f64 / 1e6, 3),
         Entry::new(format!("{name}, GMAC"), cost.multiply_accumulates as f64 / 1e9, 3),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn what_is_compared_runs_by_turns() {
+        let order = RefCell::new(String::new());
+        let run = |name| {
+            order.borrow_mut().push(name);
+            Ok(())
+        };
+        medians_ms([&mut || run('a'), &mut || run('b')]).unwrap();
+        assert_eq!(order.into_inner(), "ab".repeat(RUNS + 1));
+    }
 }

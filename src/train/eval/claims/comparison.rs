@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::super::clip_tower::ClipTower;
 use super::super::probing::{Features, Source, probe};
-use super::super::speed::median_ms;
+use super::super::speed::medians_ms;
 use super::figures::{Data, open_at};
 use super::variants::Made;
 use crate::contract::GraphKind;
@@ -77,9 +77,11 @@ pub(super) fn compare(
     };
     let megabytes = [bytes(&path(&student)?)?, bytes(&path(&sam)?)? + clip.bytes as f64 / 1e6];
     let whole = Region::whole(&sample.photo);
-    let merged_ms = median_ms(|| student.encode(&sample).map(drop))?;
-    let sam_ms = median_ms(|| sam.encode(&sample).map(drop))?;
-    let clip_ms = median_ms(|| clip.region(&sample, whole).map(drop))?;
+    let [merged_ms, sam_ms, clip_ms] = medians_ms([
+        &mut || student.encode(&sample).map(drop),
+        &mut || sam.encode(&sample).map(drop),
+        &mut || clip.region(&sample, whole).map(drop),
+    ])?;
     let parts = cost::parts(recipe);
     let [encoder, head, ..] = &parts[..] else {
         bail!(

@@ -91,12 +91,12 @@ pub(super) fn all(results: &Results) -> Vec<Verdict> {
         let worst = noise(understanding).abs().max(noise(boxes).abs());
         verdicts.push(Verdict {
             claim: "(b) Interpolating between SAM and the CLIP-distilled model (WiSE-FT) finds no point as good on both sides",
-            rule: "at every alpha, understanding or box IoU is below two-stage's",
+            rule: "at every alpha, understanding or box IoU is below two-stage's, which understands something",
             found: format!(
                 "best alpha {alpha:.1}: understanding {:.1} against {:.1}, boxes {:.1} against {:.1}",
                 figures.understanding, two.understanding, figures.boxes, two.boxes
             ),
-            outcome: Outcome::of(-shortfall(figures), worst),
+            outcome: no_point_as_good(-shortfall(figures), &two, worst),
         });
     }
 
@@ -173,6 +173,11 @@ pub(super) fn all(results: &Results) -> Vec<Verdict> {
     verdicts
 }
 
+/// Whether every interpolation falls short of a student that understands something: of one that does not, none can.
+fn no_point_as_good(shortfall: f64, two_stage: &Figures, noise: f64) -> Outcome {
+    Outcome::of(shortfall, noise).and(Outcome::of(two_stage.understanding, 0.0))
+}
+
 /// A linear probe segments better with the merged features than with either teacher's (paper, Table 3).
 fn probing(results: &Results) -> Option<Verdict> {
     let probes = &results.comparison.probes;
@@ -221,6 +226,7 @@ fn mode_switching(results: &Results, noise: f64) -> Option<Verdict> {
 #[cfg(test)]
 mod tests {
     use super::Outcome::{self, Contradicted, NotShown, Reproduced};
+    use super::{Figures, no_point_as_good};
 
     #[test]
     fn an_effect_has_to_exceed_the_noise() {
@@ -233,6 +239,12 @@ mod tests {
         ] {
             assert_eq!(Outcome::of(effect, noise), expected, "{effect} {noise}");
         }
+        let understands = |understanding| Figures {
+            understanding,
+            ..Figures::default()
+        };
+        assert_eq!(no_point_as_good(3.0, &understands(13.5), 0.6), Reproduced);
+        assert_eq!(no_point_as_good(3.0, &understands(0.0), 0.1), NotShown);
         assert_eq!(Reproduced.and(NotShown), NotShown);
         assert_eq!(NotShown.and(Contradicted), Contradicted);
     }
