@@ -48,6 +48,7 @@ struct Entry {
     sequence: u64,
     file: u64,
     offset: u64,
+    /// Of the whole record; 0 for one that is held in memory.
     length: usize,
 }
 
@@ -129,7 +130,7 @@ impl Spool {
             spool.next_file = number.saturating_add(1);
             spool.read_file(number)?;
         }
-        spool.remove_finished();
+        spool.remove_finished(0);
         spool.keep_bound(0);
         Ok(spool)
     }
@@ -172,10 +173,13 @@ impl Spool {
     /// What the system says, e.g. that the disk is full: the event is then counted and not in the spool, which goes on
     /// with the next one. `InvalidInput` for a body over a quarter of the bound or 4 MiB.
     pub fn append(&mut self, body: &[u8]) -> io::Result<()> {
-        let added = self.try_append(body);
-        if added.is_err() {
-            self.failed += 1;
+        let mut added = self.try_append(body);
+        let full = |error: &io::Error| error.kind() != io::ErrorKind::InvalidInput;
+        // What is done with takes room until a file is large enough to be worth a new one.
+        if added.as_ref().is_err_and(full) && self.remove_finished(0) {
+            added = self.try_append(body);
         }
+        self.failed += u64::from(added.is_err());
         added
     }
 
@@ -327,18 +331,21 @@ impl Spool {
         }
     }
 
-    /// Removes files whose records are all acknowledged, the active one only when it has grown.
-    fn remove_finished(&mut self) {
-        let needed = self.entries.front().map_or(u64::MAX, |e| e.file);
+    /// Removes files whose records are all acknowledged, the active one only from this size on; whether there were any.
+    fn remove_finished(&mut self, active_bytes: u64) -> bool {
+        let written = self.entries.iter().find(|e| e.length > 0);
+        let needed = written.map_or(u64::MAX, |e| e.file);
+        let before = self.files.len();
         while let Some((number, bytes)) = self.files.front().copied().filter(|(n, _)| *n < needed) {
             if self.active.as_ref().is_some_and(|a| a.number == number) {
-                if bytes < self.most_bytes / PARTS / 2 {
+                if bytes < active_bytes {
                     break;
                 }
                 self.active = None;
             }
             self.remove_front();
         }
+        self.files.len() != before
     }
 
     /// The oldest event that is not on its way, with its number; it counts as on its way from now on.
@@ -377,7 +384,7 @@ impl Spool {
         let done = self.done_up_to();
         self.acknowledged = self.acknowledged.split_off(&(done + 1));
         if self.entries.len() != before {
-            self.remove_finished();
+            self.remove_finished(self.most_bytes / PARTS / 2);
             // A mark that cannot be written means an event twice after a restart, not a lost one.
             if self.active.is_some() || !self.files.is_empty() {
                 let _ = self.write(&record::mark(done));

@@ -193,6 +193,32 @@ fn events_that_cannot_be_written_keep_their_place_and_the_oldest_of_them_go() {
 }
 
 #[test]
+fn a_full_disk_gets_the_room_back_that_acknowledged_events_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = open(dir.path());
+    add(&mut spool, 0..3);
+    let fill = |spool: &mut Spool| {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        spool.active.as_mut().unwrap().file = full;
+    };
+    let path = only_file(dir.path());
+    for _ in 0..3 {
+        let (sequence, _) = spool.next_unsent().unwrap();
+        spool.acknowledge(sequence);
+    }
+    assert!(path.exists(), "it is kept for the next ones");
+    fill(&mut spool);
+    add(&mut spool, 3..4);
+    assert!(!path.exists());
+    // An event that waits is not given up for another one.
+    fill(&mut spool);
+    assert_eq!(spool.append(b"event 4").unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!((spool.stats().waiting, spool.stats().failed), (1, 1));
+    drop(spool);
+    assert_eq!(drain(&mut open(dir.path())), [3]);
+}
+
+#[test]
 fn two_programs_never_share_a_spool() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path());
