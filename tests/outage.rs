@@ -1,4 +1,5 @@
-//! The program itself through `kill -9` and a full disk: no spooled event is lost, and the daemon keeps running.
+//! The program itself through `kill -9`, a full disk and a log that takes nothing: no spooled event is lost, and the daemon keeps
+//! running.
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod mosquitto;
@@ -112,4 +113,22 @@ fn a_full_disk_is_logged_once_and_events_go_out_all_the_same() {
     daemon.wait().unwrap();
     assert_eq!(log.matches("events are not kept on disk").count(), 1, "{log}");
     assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let config = write(dir.path(), port);
+    let _broker = Mosquitto::start(port);
+    let watcher = Watcher::subscribed(port);
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_samclipd"));
+    // Every thread has something to say.
+    command.args(["run", "--config", &config]).env("RUST_LOG", "trace");
+    let mut daemon = spawn(command.stderr(full));
+    let events: Vec<EventMessage> = (0..4).map(|_| next_event(&watcher)).collect();
+    assert_eq!(events[0].kind, EventKind::New);
+    assert!(daemon.try_wait().unwrap().is_none(), "it keeps running");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }

@@ -60,6 +60,14 @@ pub struct SourceUri {
     pub controls: Vec<(String, ControlValue)>,
 }
 
+impl SourceUri {
+    /// Whether its frames wait to be taken: a file without a rate is read as fast as it is processed, everything else is live.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.scheme != Scheme::V4l2 && self.fps.is_none()
+    }
+}
+
 impl FromStr for SourceUri {
     type Err = CaptureError;
 

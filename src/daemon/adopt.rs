@@ -6,6 +6,7 @@ use tracing::{error, info};
 
 use super::cameras::Feed;
 use super::config::{Camera, Config};
+use super::gate::Attention;
 use super::reload::{Reloaded, takes_commands};
 use super::serve::{Service, Watched};
 use super::station::{Prepared, Station};
@@ -61,11 +62,12 @@ impl Service<'_> {
     pub(super) fn open_camera(&self, camera: &Camera, config: &Config, prepared: Prepared) -> anyhow::Result<Watched> {
         let detect = self.live.camera(camera.id.as_str()).detect;
         self.outlet.show(camera, detect);
-        self.view.open(camera.id.as_str());
+        let attention = Arc::new(Attention::new(camera.motion));
+        self.view.open(camera.id.as_str(), &attention);
         let mut station = Station::new(camera, config, prepared);
         station.detect(detect, &self.outlet);
         station.say_queries(&self.outlet);
-        let feed = Feed::start(camera, self.side(), &self.latest, self.clock, None)?;
+        let feed = Feed::start(camera, self.side(), &self.latest, self.clock, attention, None)?;
         Ok(Watched { station, feed })
     }
 
@@ -83,14 +85,16 @@ impl Service<'_> {
         let before = station.camera();
         let moved = (&before.source, before.fps, &before.controls) != (&camera.source, camera.fps, &camera.controls);
         station.adopt(camera, config, prepared, &self.outlet);
+        feed.attention().set_rules(camera.motion);
+        feed.attention().want_next();
         if moved {
             info!(camera = %camera.id, "camera has another source");
             self.outlet.show(camera, station.detects());
             station.gone(&self.outlet);
             self.health.forget(feed.slot());
-            let intake = Arc::clone(feed.intake());
-            let thread = feed.end(&self.latest);
-            feed = Feed::start(camera, self.side(), &self.latest, self.clock, Some((thread, intake)))?;
+            let (intake, attention) = (Arc::clone(feed.intake()), Arc::clone(feed.attention()));
+            let before = Some((feed.end(&self.latest), intake));
+            feed = Feed::start(camera, self.side(), &self.latest, self.clock, attention, before)?;
         }
         if untold {
             station.say_all(&self.outlet);

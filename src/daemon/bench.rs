@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use serde::Serialize;
 
+use super::config::MotionTable;
 use super::embedder::QuerySet;
 use super::health::resident_bytes;
 use super::pipeline::{Detections, Pipeline, QuerySpec};
 use super::report::{MaskOutput, frame_message};
 use super::sample_frames::sample_frames;
 use crate::clock::Clock;
+use crate::vision::frame::{CaptureTime, Frame, PixelFormat, Sequence};
+use crate::vision::geometry::FrameSize;
+use crate::vision::motion::Background;
 
 /// Things that none of the built-in pictures shows.
 pub const ABSENT: [&str; 10] = [
@@ -33,6 +37,9 @@ pub const ABSENT: [&str; 10] = [
 
 /// Frames of the clip in one round, beside the still pictures.
 const CLIP_FRAMES: usize = 12;
+
+/// Looks of the motion gate that are measured.
+const MOTION_ROUNDS: usize = 50;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -81,6 +88,8 @@ pub struct Bench {
     pub besides_inference: f64,
     /// What one further query for something absent adds to a frame, as a share of it; may be below 0 by noise.
     pub absent_query: f64,
+    /// Median time that the motion gate takes for a frame of 1920x1080 pixels in YUYV, in milliseconds.
+    pub motion_ms: f64,
     /// Resident memory at the end in bytes, where the kernel tells.
     pub memory_bytes: Option<u64>,
 }
@@ -127,7 +136,7 @@ pub fn bench(
             }
         }
     }
-    let result = figures(pipeline, asked.len(), &laps, &mut added);
+    let result = figures(pipeline, asked.len(), &laps, &mut added, motion_cost()?);
     if options.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&result)?)?;
     } else {
@@ -144,7 +153,7 @@ fn message(pipeline: &Pipeline, found: Detections, clock: &dyn Clock) -> anyhow:
     Ok(Lap([a, b, c, d, e, ("message", started.elapsed())]))
 }
 
-fn figures(pipeline: &Pipeline, queries: usize, laps: &[Lap], added: &mut [f64]) -> Bench {
+fn figures(pipeline: &Pipeline, queries: usize, laps: &[Lap], added: &mut [f64], motion_ms: f64) -> Bench {
     let total: Duration = laps.iter().map(Lap::total).sum();
     let stage = |index: usize| {
         let times = laps.iter().map(|lap| 1e3 * lap.0[index].1.as_secs_f64());
@@ -172,10 +181,34 @@ fn figures(pipeline: &Pipeline, queries: usize, laps: &[Lap], added: &mut [f64])
         frame_ms: quantile(&mut whole, 0.5),
         frames_per_second: laps.len() as f64 / total.as_secs_f64(),
         besides_inference: 1.0 - inference,
+        motion_ms,
         absent_query: quantile(added, 0.5) / ABSENT.len() as f64,
         memory_bytes: resident_bytes(),
         stages,
     }
+}
+
+/// What it costs to see whether anything moves.
+fn motion_cost() -> anyhow::Result<f64> {
+    let size = FrameSize::new(1920, 1080)?;
+    let format = PixelFormat::Yuyv;
+    let stride = format.row_bytes(size.width());
+    let frame = Frame {
+        size,
+        format,
+        stride,
+        bytes: vec![128; format.frame_bytes(stride, size.height())],
+        sequence: Sequence(0),
+        captured: CaptureTime::default(),
+    };
+    let (mut background, rules) = (Background::default(), MotionTable::default().rules());
+    let mut times = Vec::new();
+    for _ in 0..MOTION_ROUNDS {
+        let started = Instant::now();
+        background.look(&frame, &rules)?;
+        times.push(1e3 * started.elapsed().as_secs_f64());
+    }
+    Ok(quantile(&mut times, 0.5))
 }
 
 /// The value that a share of the values does not exceed; 0 for none.
@@ -213,11 +246,12 @@ fn print(result: &Bench, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(
         out,
         "\none frame: {:.1} ms, {:.1} frames per second\neverything but inference: {:.1} % of a frame\n\
-         a further query for something absent: {:.2} % of a frame",
+         a further query for something absent: {:.2} % of a frame\nmotion gate, 1920x1080 YUYV: {:.2} ms",
         result.frame_ms,
         result.frames_per_second,
         100.0 * result.besides_inference,
-        100.0 * result.absent_query
+        100.0 * result.absent_query,
+        result.motion_ms
     )?;
     match result.memory_bytes {
         Some(bytes) => writeln!(out, "resident memory: {:.0} MiB", bytes as f64 / (1 << 20) as f64),

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use crate::capture::{self, CaptureError, FrameSource, Scheme, SourceUri};
+use crate::capture::{self, CaptureError, FrameSource, SourceUri};
 use crate::clock::Clock;
 use crate::vision::frame::Frame;
 
 use super::config::{self, Config};
+use super::gate::{Attention, Gate};
 use super::intake::Intake;
 use super::latest::Latest;
 use super::view::SourceCounts;
@@ -27,8 +28,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// What a camera's thread hands to the pipeline.
 #[derive(Debug)]
 pub(super) enum Delivery {
-    /// The newest frame.
-    Frame(Frame),
+    /// The newest frame, and how many were left out before it, since start, because nothing moved.
+    Frame(Frame, u64),
     /// There will be none for a while.
     Gone,
 }
@@ -54,18 +55,22 @@ pub fn sources(config: &Config) -> Result<Vec<SourceUri>, CaptureError> {
 pub(super) struct Feed {
     slot: usize,
     intake: Arc<Intake>,
+    attention: Arc<Attention>,
+    /// Number of the next frame when this was looked at last.
+    looked: u64,
     ended: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Feed {
-    /// Starts the thread of a camera for a model that looks at `side` pixels. It goes on counting what `before` counted, and
-    /// waits for its thread, which may hold the same device, to end.
+    /// Starts the thread of a camera for a model that looks at `side` pixels; what is wanted of its frames is said to
+    /// `attention`. It goes on counting what `before` counted, and waits for its thread, which may hold the same device, to end.
     pub(super) fn start(
         camera: &config::Camera,
         side: usize,
         latest: &Arc<Latest<Delivery>>,
         clock: &Arc<dyn Clock>,
+        attention: Arc<Attention>,
         before: Option<(JoinHandle<()>, Arc<Intake>)>,
     ) -> anyhow::Result<Self> {
         let mut uri = source(camera)?;
@@ -78,16 +83,18 @@ impl Feed {
             .name(format!("camera {}", camera.id))
             .spawn({
                 let (latest, clock, ended) = (Arc::clone(latest), Arc::clone(clock), Arc::clone(&ended));
-                let intake = Arc::clone(&intake);
+                let (intake, attention) = (Arc::clone(&intake), Arc::clone(&attention));
                 move || {
                     // What became of it was its own to tell.
                     let _ = before.map(JoinHandle::join);
-                    watch(slot, &uri, &latest, &intake, &clock, &ended);
+                    watch(slot, &uri, &latest, (&intake, &attention), &clock, &ended);
                 }
             })?;
         Ok(Self {
             slot,
+            looked: intake.next_number(),
             intake,
+            attention,
             ended,
             thread,
         })
@@ -101,6 +108,17 @@ impl Feed {
     /// What its thread counts.
     pub(super) fn intake(&self) -> &Arc<Intake> {
         &self.intake
+    }
+
+    /// What is wanted of its frames.
+    pub(super) fn attention(&self) -> &Arc<Attention> {
+        &self.attention
+    }
+
+    /// Whether its source has given a frame since this was asked last, whether or not it was handed on.
+    pub(super) fn gave(&mut self) -> bool {
+        let next = self.intake.next_number();
+        std::mem::replace(&mut self.looked, next) != next
     }
 
     /// What its source did so far.
@@ -126,12 +144,11 @@ fn watch(
     slot: usize,
     uri: &SourceUri,
     latest: &Latest<Delivery>,
-    intake: &Intake,
+    (intake, attention): (&Intake, &Attention),
     clock: &Arc<dyn Clock>,
     ended: &AtomicBool,
 ) {
     let stopping = || ended.load(Ordering::Relaxed) || latest.is_closed();
-    // A file without a rate is read as fast as it is processed; everything else is live and the newest frame wins.
     let mut pause = RETRY.0;
     let (mut opened, mut told) = (false, String::new());
     while !stopping() {
@@ -141,7 +158,8 @@ fn watch(
                 info!(source = source.description(), "source opened");
                 intake.count_opening(std::mem::replace(&mut opened, true));
                 told.clear();
-                let outcome = feed(slot, uri, source.as_mut(), latest, intake, &stopping, &mut pause);
+                let shared = (intake, attention);
+                let outcome = feed(slot, uri, source.as_mut(), latest, shared, &stopping, &mut pause);
                 intake.add(source.losses());
                 match outcome {
                     Ok(()) => break,
@@ -175,13 +193,13 @@ fn feed(
     uri: &SourceUri,
     source: &mut dyn FrameSource,
     latest: &Latest<Delivery>,
-    intake: &Intake,
+    (intake, attention): (&Intake, &Attention),
     stopping: &dyn Fn() -> bool,
     pause: &mut Duration,
 ) -> Result<(), CaptureError> {
     // Numbers rise, however often the source starts anew.
     let first = intake.next_number();
-    let lossless = uri.scheme != Scheme::V4l2 && uri.fps.is_none();
+    let mut gate = Gate::default();
     while !stopping() {
         let there = source.wait(TICK)?;
         intake.add(source.losses());
@@ -196,10 +214,15 @@ fn feed(
         frame.sequence.0 += first;
         intake.set_next_number(frame.sequence.0 + 1);
         *pause = RETRY.0;
-        if lossless {
-            latest.put_when_empty(slot, Delivery::Frame(frame));
+        if !gate.passes(&frame, attention) {
+            intake.count_still();
+            continue;
+        }
+        let delivery = Delivery::Frame(frame, intake.still());
+        if uri.waits() {
+            latest.put_when_empty(slot, delivery);
         } else {
-            latest.put(slot, Delivery::Frame(frame));
+            latest.put(slot, delivery);
         }
     }
     Ok(())

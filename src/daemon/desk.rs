@@ -12,7 +12,7 @@ use super::commands::{Answer, Change, Command, MOST_WAITING, Outcome, Refusal, R
 use super::config::check_background;
 use super::live::LiveCamera;
 use super::reload::{Reload, Reloaded};
-use super::serve::Service;
+use super::serve::{Service, Watched};
 use super::station::Prepared;
 use super::texts::{Finished, Job};
 
@@ -90,7 +90,10 @@ impl Service<'_> {
             }
             Command::Snapshot { camera } => {
                 match self.index(&camera) {
-                    Ok(index) => self.cameras[index].station.want_picture(answer, &self.outlet),
+                    Ok(index) => {
+                        self.cameras[index].station.want_picture(answer, &self.outlet);
+                        self.cameras[index].feed.attention().want_next();
+                    }
                     Err(refusal) => answer.give(name, Err(refusal), &self.outlet),
                 }
                 return;
@@ -114,6 +117,7 @@ impl Service<'_> {
     fn set_detect(&mut self, camera: &str, on: bool) -> Outcome {
         let index = self.index(camera)?;
         self.cameras[index].station.detect(on, &self.outlet);
+        self.cameras[index].feed.attention().want_next();
         self.keep(camera, |kept| kept.detect = on);
         Ok(Reply::Done)
     }
@@ -207,7 +211,8 @@ impl Service<'_> {
     fn put_in_force(&mut self, camera: &str, change: Change, prepared: Prepared) -> Outcome {
         // The camera is still there: what takes it away waits for this to be finished.
         let index = self.index(camera)?;
-        let station = &mut self.cameras[index].station;
+        let Watched { station, feed } = &mut self.cameras[index];
+        feed.attention().want_next();
         station.ask(prepared, &self.outlet);
         let (id, kept) = match change {
             Change::Query { id, query } => (id, Some(Some(*query))),

@@ -78,6 +78,7 @@ impl Health {
                 fps: in_period as f32 / seconds,
                 frames,
                 skipped: counts.skipped,
+                still: counts.still,
                 lost: counts.lost,
                 corrupt: counts.corrupt,
                 reopened: counts.reopened,

@@ -11,6 +11,7 @@ pub(super) struct Intake {
     lost: AtomicU64,
     corrupt: AtomicU64,
     passed: AtomicU64,
+    still: AtomicU64,
     opened: AtomicU64,
     reopened: AtomicU64,
     next_number: AtomicU64,
@@ -28,6 +29,16 @@ impl Intake {
     pub(super) fn count_opening(&self, again: bool) {
         self.opened.fetch_add(1, Ordering::Relaxed);
         self.reopened.fetch_add(u64::from(again), Ordering::Relaxed);
+    }
+
+    /// A frame was left out because nothing moved.
+    pub(super) fn count_still(&self) {
+        self.still.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Frames that were left out because nothing moved.
+    pub(super) fn still(&self) -> u64 {
+        self.still.load(Ordering::Relaxed)
     }
 
     /// All that was not delivered.
@@ -58,6 +69,7 @@ impl Intake {
             lost,
             corrupt,
             skipped: dropped + passed,
+            still: self.still(),
         }
     }
 }

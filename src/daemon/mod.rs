@@ -27,6 +27,7 @@ pub mod doctor;
 pub mod embedder;
 #[cfg(any(feature = "dbus", feature = "http"))]
 mod event_loop;
+mod gate;
 mod health;
 #[cfg(feature = "http")]
 pub mod http;

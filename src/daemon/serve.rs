@@ -136,7 +136,8 @@ impl<'a> Service<'a> {
             // Asked before looking, so that the last frame of the last source is not missed.
             let ended = self.cameras.iter().all(|camera| camera.feed.is_finished());
             let taken = self.latest.take(TICK);
-            self.view.turn(matches!(taken, Taken::Item(_, Delivery::Frame(_))));
+            let gave = self.cameras.iter_mut().map(|camera| camera.feed.gave());
+            self.view.turn(gave.fold(false, |any, gave| any | gave));
             match taken {
                 Taken::Closed => break,
                 Taken::Nothing if ended && self.in_work.is_none() => break,
@@ -159,13 +160,13 @@ impl<'a> Service<'a> {
         let station = &mut self.cameras[index].station;
         match delivery {
             Delivery::Gone => station.gone(&self.outlet),
-            Delivery::Frame(_) if !station.detects() => station.idle(&self.outlet),
-            Delivery::Frame(frame) => self.look(index, &frame),
+            Delivery::Frame(..) if !station.detects() => station.idle(&self.outlet),
+            Delivery::Frame(frame, still) => self.look(index, &frame, still),
         }
     }
 
-    /// Takes one frame through the pipeline and tells what was found.
-    fn look(&mut self, index: usize, frame: &Frame) {
+    /// Takes one frame through the pipeline and tells what was found; `still` frames were left out before it, since start.
+    fn look(&mut self, index: usize, frame: &Frame, still: u64) {
         let Watched { station, feed } = &mut self.cameras[index];
         self.pipeline.ask(station.asked());
         match self.pipeline.run(frame) {
@@ -175,14 +176,18 @@ impl<'a> Service<'a> {
                 log_detections(station.id(), &self.pipeline, &found);
                 let before = self.clock.now();
                 let age = before.monotonic.saturating_sub(found.captured.monotonic);
-                self.view.saw(station.id().as_str(), &self.pipeline, &found, age);
+                let picture = self.view.saw(station.id().as_str(), &self.pipeline, &found, age);
+                station.skip_still(&found, still);
                 station.observe(&self.pipeline, &found, before, &self.outlet);
+                feed.attention()
+                    .want_at(station.wants().into_iter().chain(picture).min());
                 let report = self.clock.now().since(before);
                 self.health.add("report", report);
                 self.view.add("report", report);
             }
             Err(error) => {
                 self.view.failed(station.id().as_str());
+                feed.attention().want_next();
                 if std::mem::replace(&mut self.failing, true) {
                     debug!(%error, "frame not processed");
                 } else {

@@ -10,13 +10,14 @@ use std::time::Duration;
 use crate::message::payload::DetectStatus;
 use crate::message::query::QuerySource;
 use crate::message::topic::{CameraId, QueryId};
-use crate::track::scene::{Count, Scene, SceneRules};
+use crate::track::scene::{Count, Scene, SceneRules, ThingRules};
 
 use super::asking::{Asking, state_of};
 use super::commands::{Answer, Refusal};
 use super::config::{self, Config, Output};
 use super::embedder::QuerySet;
 use super::outlet::Outlet;
+use super::pipeline::Detections;
 
 /// The command whose answers wait for a frame, as [`super::commands::Command::name`] says it.
 const SNAPSHOT: &str = "snapshot";
@@ -54,6 +55,8 @@ pub(super) struct Station {
     next_frame: Duration,
     /// Who waits for a picture of the next frame.
     waiting: Vec<Answer>,
+    /// Frames that were left out before the last one, since start, because nothing moved.
+    still: u64,
 }
 
 fn scene_rules(config: &Config) -> SceneRules {
@@ -63,6 +66,12 @@ fn scene_rules(config: &Config) -> SceneRules {
         stationary: Duration::from_secs_f32(config.events.stationary),
         ..SceneRules::default()
     }
+}
+
+/// What holds for the things of a query.
+fn thing_rules(asking: &Asking, query: &str) -> ThingRules {
+    let query = asking.query(query);
+    query.map_or_else(ThingRules::default, config::Query::rules)
 }
 
 impl Station {
@@ -84,6 +93,7 @@ impl Station {
             masked: BTreeSet::new(),
             next_frame: Duration::ZERO,
             waiting: Vec::new(),
+            still: 0,
         }
     }
 
@@ -109,6 +119,19 @@ impl Station {
     /// The queries to ask of its frames.
     pub(super) fn asked(&self) -> &Arc<QuerySet> {
         &self.asked
+    }
+
+    /// Says how many frames had been left out, since start, when a frame was captured: the time before it does not count for
+    /// things that were not looked for.
+    pub(super) fn skip_still(&mut self, found: &Detections, still: u64) {
+        if std::mem::replace(&mut self.still, still) != still {
+            self.scene.skip_to(found.captured);
+        }
+    }
+
+    /// When it wants a frame even if nothing moves, on the monotonic clock.
+    pub(super) fn wants(&self) -> Option<Duration> {
+        self.scene.wants(|query| thing_rules(&self.asking, query))
     }
 
     /// Whether its frames are to be processed.

@@ -16,6 +16,7 @@ use crate::vision::frame::{CaptureTime, Sequence};
 use crate::vision::geometry::FrameSize;
 
 use super::embedder::QuerySet;
+use super::gate::Attention;
 use super::pictures::{annotated, jpeg_within};
 use super::pipeline::{Detections, Pipeline, StageTimes};
 use super::tally::Histogram;
@@ -52,7 +53,7 @@ pub struct Seen {
 }
 
 /// One camera's frames.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CameraSeen {
     /// Frames that were processed.
     pub frames: u64,
@@ -67,6 +68,7 @@ pub struct CameraSeen {
     /// Its last frame that was processed.
     pub glance: Option<Glance>,
     pictures: Pictures,
+    attention: Arc<Attention>,
 }
 
 /// Counters of a camera's source.
@@ -82,6 +84,8 @@ pub struct SourceCounts {
     pub corrupt: u64,
     /// Frames skipped for a newer one.
     pub skipped: u64,
+    /// Frames left out because nothing moved.
+    pub still: u64,
 }
 
 /// What the last frame of a camera showed.
@@ -141,6 +145,11 @@ impl Default for Pictures {
 }
 
 impl Pictures {
+    /// When the next picture may be drawn, if somebody waits.
+    fn next(&self) -> Option<Duration> {
+        (self.sender.receiver_count() > 0).then_some(self.next)
+    }
+
     /// Where a picture of this frame goes, if somebody waits and the last one is old enough.
     fn wanted(&mut self, captured: CaptureTime) -> Option<Arc<watch::Sender<Option<Arc<Picture>>>>> {
         if self.sender.receiver_count() == 0 {
@@ -192,11 +201,17 @@ impl View {
     /// Pictures of a camera from now on; they are drawn as long as somebody has this. `None` for an unknown camera.
     #[must_use]
     pub fn pictures(&self, camera: &str) -> Option<watch::Receiver<Option<Arc<Picture>>>> {
-        Some(self.lock().cameras.get(camera)?.pictures.sender.subscribe())
+        let seen = self.lock();
+        let camera = seen.cameras.get(camera)?;
+        let pictures = camera.pictures.sender.subscribe();
+        camera.attention.want_next();
+        Some(pictures)
     }
 
-    pub(super) fn open(&self, camera: &str) {
-        self.lock().cameras.entry(camera.to_owned()).or_default();
+    /// A camera of whose frames something can be wanted.
+    pub(super) fn open(&self, camera: &str, attention: &Arc<Attention>) {
+        let seen = CameraSeen::new(Arc::clone(attention));
+        self.lock().cameras.entry(camera.to_owned()).or_insert(seen);
     }
 
     pub(super) fn forget(&self, camera: &str) {
@@ -212,24 +227,23 @@ impl View {
         }
     }
 
-    /// A frame was processed.
-    pub(super) fn saw(&self, camera: &str, pipeline: &Pipeline, found: &Detections, age: Duration) {
-        let wanted = {
+    /// A frame was processed; when the next one is wanted by those who wait for pictures, on the monotonic clock.
+    pub(super) fn saw(&self, camera: &str, pipeline: &Pipeline, found: &Detections, age: Duration) -> Option<Duration> {
+        let (wanted, next) = {
             let mut seen = self.lock();
             seen.failing = false;
             for (stage, time) in found.times.by_name() {
                 seen.stages.entry(stage).or_default().observe(time);
             }
-            let Some(camera) = seen.cameras.get_mut(camera) else {
-                return;
-            };
+            let camera = seen.cameras.get_mut(camera)?;
             camera.count(pipeline, found, age);
-            camera.pictures.wanted(found.captured)
+            (camera.pictures.wanted(found.captured), camera.pictures.next())
         };
         if let Some(sender) = wanted {
             let (rgb, size, jpeg) = (annotated(pipeline, found), found.size, OnceLock::new());
             sender.send_replace(Some(Arc::new(Picture { rgb, size, jpeg })));
         }
+        next
     }
 
     /// Time of a stage that is not the pipeline's.
@@ -263,6 +277,19 @@ impl View {
 }
 
 impl CameraSeen {
+    fn new(attention: Arc<Attention>) -> Self {
+        Self {
+            frames: 0,
+            failed: 0,
+            source: SourceCounts::default(),
+            detections: BTreeMap::new(),
+            age: Histogram::default(),
+            glance: None,
+            pictures: Pictures::default(),
+            attention,
+        }
+    }
+
     fn count(&mut self, pipeline: &Pipeline, found: &Detections, age: Duration) {
         self.frames += 1;
         self.age.observe(age);
@@ -312,7 +339,7 @@ mod tests {
     #[test]
     fn pictures_are_wanted_only_while_somebody_waits_and_five_times_a_second_at_most() {
         let view = View::new();
-        view.open("yard");
+        view.open("yard", &Arc::new(Attention::new(None)));
         let wanted = |milliseconds| {
             let mut seen = view.lock();
             let pictures = &mut seen.cameras.get_mut("yard").unwrap().pictures;
@@ -329,7 +356,7 @@ mod tests {
     #[test]
     fn a_picture_that_nobody_waits_for_any_more_is_let_go() {
         let view = View::new();
-        view.open("yard");
+        view.open("yard", &Arc::new(Attention::new(None)));
         let waiting = view.pictures("yard").unwrap();
         let sender = Arc::clone(&view.lock().cameras["yard"].pictures.sender);
         let picture = Picture {

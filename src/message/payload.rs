@@ -163,6 +163,9 @@ pub struct CameraStats {
     pub frames: u64,
     /// Frames skipped for a newer one since start.
     pub skipped: u64,
+    /// Frames left out since start because nothing moved.
+    #[serde(default)]
+    pub still: u64,
     /// Frames that the camera's driver left out since start.
     #[serde(default)]
     pub lost: u64,
@@ -378,6 +381,7 @@ mod tests {
                     fps: 4.5,
                     frames: 270,
                     skipped: 3,
+                    still: 5,
                     lost: 2,
                     corrupt: 1,
                     reopened: 4,

@@ -233,6 +233,26 @@ impl Scene {
         (sightings.collect(), changes)
     }
 
+    /// Nothing has changed since the last frame, and nobody looked until `at`: things that are not seen then were not
+    /// missing meanwhile.
+    pub fn skip_to(&mut self, at: CaptureTime) {
+        self.tracker.skip_to(at);
+    }
+
+    /// When it wants the next frame although nothing changes, on the monotonic clock: something will be there to tell of
+    /// then, or a track is undecided and it wants the very next.
+    #[must_use]
+    pub fn wants(&self, rules: impl Fn(&str) -> ThingRules) -> Option<Duration> {
+        if self.tracker.is_undecided() {
+            return Some(Duration::ZERO);
+        }
+        let due = self.tracker.tracks().iter().filter_map(|track| {
+            let loitering = rules(&track.query).loitering;
+            self.stories.get(&track.id)?.due(loitering, &self.rules)
+        });
+        due.min()
+    }
+
     /// Ends all things of which `over` (given the query's id) holds: the camera went away, the query was removed.
     pub fn end(&mut self, over: impl Fn(&str) -> bool) -> Vec<Change> {
         let ended = self.tracker.end(|track| over(&track.query));
@@ -322,6 +342,17 @@ impl Story {
             entered_zones: self.entered.clone(),
             stationary,
         }
+    }
+
+    /// When there will be something to tell if nothing changes, on the monotonic clock.
+    fn due(&self, loitering: Duration, all: &SceneRules) -> Option<Duration> {
+        let loitered = self.inside.iter().filter(|(zone, _)| !self.current.contains(zone));
+        let loitered = loitered.map(|(_, since)| since.monotonic + loitering);
+        let told = self.told.iter().flat_map(|(thing, when)| {
+            let rests = (!thing.stationary).then_some(self.place_since.monotonic + all.stationary);
+            rests.into_iter().chain([when.monotonic + all.keep_alive])
+        });
+        loitered.chain(told).min()
     }
 
     /// What there is to tell of the track at `at`, if anything.
@@ -525,6 +556,34 @@ mod tests {
         }
         assert_eq!(scene.count("box"), Count::default());
         assert_eq!(scene.end(|_| true), []);
+    }
+
+    #[test]
+    fn a_still_scene_is_looked_at_again_when_there_is_something_to_tell_and_at_once_while_a_thing_is_doubtful() {
+        let (mut scene, at_once) = (scene(), Some(Duration::ZERO));
+        let rules = ThingRules {
+            loitering: Duration::from_secs(4),
+            ..ThingRules::default()
+        };
+        let wants = |scene: &Scene| scene.wants(|_| rules.clone());
+        assert_eq!(wants(&scene), None);
+        see(&mut scene, 1_000, Some(60), 0.5, &rules);
+        assert_eq!(wants(&scene), at_once, "one mask is not enough to count");
+        see(&mut scene, 1_100, Some(60), 0.5, &rules);
+        // Loitering, then rest, then the sign of life.
+        for due in [5_000, 11_000, 71_000] {
+            assert_eq!(wants(&scene), Some(Duration::from_millis(due)));
+            scene.skip_to(at(due));
+            let changes = see(&mut scene, due, Some(60), 0.5, &rules);
+            assert_eq!(kinds(&changes), [ChangeKind::Update { better: false }], "at {due}");
+            assert_eq!(changes[0].after.current_zones, ["right"]);
+        }
+        scene.skip_to(at(80_000));
+        assert_eq!(see(&mut scene, 80_000, None, 0.0, &rules), []);
+        assert_eq!(wants(&scene), at_once, "it was missed once");
+        let ended = see(&mut scene, 83_100, None, 0.0, &rules);
+        assert_eq!(kinds(&ended), [ChangeKind::End]);
+        assert_eq!(wants(&scene), None);
     }
 
     #[test]

@@ -112,6 +112,8 @@ pub struct Track {
     pub confirmed: bool,
     /// Pixels per second, right and down, smoothed.
     speed: (f32, f32),
+    /// From when on the time without a mask counts, on the monotonic clock.
+    missed_since: Duration,
 }
 
 impl Track {
@@ -140,7 +142,7 @@ impl Track {
         self.shape = shape;
         self.score += SCORE_WEIGHT * (score - self.score);
         self.top_score = self.top_score.max(score);
-        self.last = at;
+        (self.last, self.missed_since) = (at, at.monotonic);
         self.hits = self.hits.saturating_add(1);
         self.confirmed |= self.hits >= min_hits;
     }
@@ -162,6 +164,8 @@ pub struct Tracker {
     /// Tells cameras and runs apart in ids.
     seed: u64,
     begun: u64,
+    /// When it last looked, on the monotonic clock.
+    looked: Duration,
 }
 
 impl Tracker {
@@ -172,6 +176,7 @@ impl Tracker {
             tracks: Vec::new(),
             seed,
             begun: 0,
+            looked: Duration::ZERO,
         }
     }
 
@@ -181,8 +186,23 @@ impl Tracker {
         &self.tracks
     }
 
+    /// Nothing has changed since the last frame, and nobody looked until `at`: that time is no time without a mask.
+    pub fn skip_to(&mut self, at: CaptureTime) {
+        let skipped = at.monotonic.saturating_sub(self.looked);
+        self.looked = at.monotonic;
+        self.tracks.iter_mut().for_each(|track| track.missed_since += skipped);
+    }
+
+    /// Whether a track was missed on the last frame, or does not count yet: the next frame decides about it.
+    #[must_use]
+    pub fn is_undecided(&self) -> bool {
+        let undecided = |track: &Track| !track.confirmed || track.last.monotonic != self.looked;
+        self.tracks.iter().any(undecided)
+    }
+
     /// Continues, begins and ends tracks by the masks of one frame; `rules` says what holds for a query.
     pub fn step(&mut self, at: CaptureTime, observed: &[Observed<'_>], rules: impl Fn(&str) -> TrackRules) -> Step {
+        self.looked = at.monotonic;
         let shapes: Vec<Option<Shape>> = observed.iter().map(|o| Shape::new(o.mask)).collect();
         let mut step = Step {
             tracks: vec![None; observed.len()],
@@ -219,7 +239,7 @@ impl Tracker {
             }
         }
         step.ended = self.end_where(
-            |track| at.monotonic.saturating_sub(track.last.monotonic) > rules(&track.query).max_age,
+            |track| at.monotonic.saturating_sub(track.missed_since) > rules(&track.query).max_age,
             &mut step.tracks,
         );
         step
@@ -246,6 +266,7 @@ impl Tracker {
             hits: 1,
             confirmed: min_hits <= 1,
             speed: (0.0, 0.0),
+            missed_since: at.monotonic,
         }
     }
 
@@ -379,6 +400,30 @@ mod tests {
             }
             assert_eq!(now, ids, "frame {i}");
         }
+    }
+
+    #[test]
+    fn time_in_which_nobody_looked_is_no_time_unseen() {
+        let mut tracker = Tracker::new(0);
+        let mask = square(10, 10, 20);
+        for time in [0, 100] {
+            see(&mut tracker, time, &[&mask]);
+        }
+        let id = tracker.tracks()[0].id.clone();
+        assert!(!tracker.is_undecided());
+        // Still there after a minute, not found after another: the next frames decide.
+        tracker.skip_to(at(60_000));
+        see(&mut tracker, 60_000, &[&mask]);
+        assert_eq!((tracker.tracks().len(), &tracker.tracks()[0].id), (1, &id));
+        tracker.skip_to(at(120_000));
+        assert!(see(&mut tracker, 120_000, &[]).ended.is_empty());
+        assert!(tracker.is_undecided());
+        assert!(see(&mut tracker, 123_000, &[]).ended.is_empty());
+        let ended = see(&mut tracker, 123_001, &[]).ended;
+        assert_eq!((ended.len(), &ended[0].id, ended[0].last), (1, &id, at(60_000)));
+        // What begins does not count yet.
+        see(&mut tracker, 124_000, &[&mask]);
+        assert!(tracker.is_undecided());
     }
 
     #[test]

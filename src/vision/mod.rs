@@ -1,6 +1,7 @@
 //! From a camera frame to masks: pure functions on values, no file, socket, clock or thread.
 //!
 //! ```text
+//! Frame ── motion ─→ whether anything moves
 //! Frame ── pixels ─→ RGB8 ── preprocess ─→ [1,3,S,S]            geometry::Letterbox crosses between the spaces
 //! [1,C,g,g] + [1,D,n,n] + [1,D] ── features ─→ Features
 //! Features × Queries ── query ─→ ScoreMap [Q,n,n] ─→ DecoderPrompt per component
@@ -11,6 +12,7 @@ pub mod features;
 pub mod frame;
 pub mod geometry;
 pub mod mask;
+pub mod motion;
 pub mod pixels;
 pub mod polygon;
 pub mod preprocess;

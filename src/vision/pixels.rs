@@ -74,11 +74,8 @@ impl Tables {
 
 static TABLES: Tables = Tables::new();
 
-/// Writes the frame as packed RGB, `[height, width, 3]`, reusing `out`.
-///
-/// # Errors
-/// [`PixelError`] if the frame has too few bytes.
-pub fn to_rgb8(frame: &Frame, out: &mut Vec<u8>) -> Result<(), PixelError> {
+/// Refuses a frame whose bytes do not fill its size.
+pub(super) fn check(frame: &Frame) -> Result<(), PixelError> {
     let (width, height, stride) = (frame.size.width(), frame.size.height(), frame.stride);
     let row_bytes = frame.format.row_bytes(width);
     let expected = frame.format.frame_bytes(stride.max(row_bytes), height);
@@ -89,17 +86,28 @@ pub fn to_rgb8(frame: &Frame, out: &mut Vec<u8>) -> Result<(), PixelError> {
         }
         _ => expected,
     };
-    if frame.bytes.len() < enough || stride < row_bytes {
-        let found = frame.bytes.len();
-        return Err(PixelError {
-            width,
-            height,
-            format: frame.format,
-            stride,
-            found,
-            expected,
-        });
+    let found = frame.bytes.len();
+    if found >= enough && stride >= row_bytes {
+        return Ok(());
     }
+    Err(PixelError {
+        width,
+        height,
+        format: frame.format,
+        stride,
+        found,
+        expected,
+    })
+}
+
+/// Writes the frame as packed RGB, `[height, width, 3]`, reusing `out`.
+///
+/// # Errors
+/// [`PixelError`] if the frame has too few bytes.
+pub fn to_rgb8(frame: &Frame, out: &mut Vec<u8>) -> Result<(), PixelError> {
+    check(frame)?;
+    let (width, height, stride) = (frame.size.width(), frame.size.height(), frame.stride);
+    let row_bytes = frame.format.row_bytes(width);
     out.resize(3 * width * height, 0);
     let (luma, chroma) = frame.bytes.split_at((stride * height).min(frame.bytes.len()));
     for (y, rgb) in out.chunks_exact_mut(3 * width).enumerate() {

@@ -11,6 +11,8 @@ use crate::contract::{Calibration, Manifest};
 
 mod prompts;
 
+#[cfg(test)]
+pub(super) use prompts::uniform;
 pub use prompts::{DecoderPrompt, PromptRules, sample_patches};
 
 /// Largest absolute value of a mask prompt, and of a score's logit.

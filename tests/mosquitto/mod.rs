@@ -27,6 +27,18 @@ pub fn free_port() -> u16 {
         .port()
 }
 
+/// Waits until a broker listens.
+pub fn wait_for(port: u16, broker: &mut Child, name: &str) {
+    let start = Instant::now();
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        assert!(
+            start.elapsed() < PATIENCE && broker.try_wait().unwrap().is_none(),
+            "{name} does not listen"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A mosquitto of its own, without persistence.
 pub struct Mosquitto {
     child: Child,
@@ -61,14 +73,7 @@ impl Mosquitto {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null()),
         );
-        let start = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            assert!(
-                start.elapsed() < PATIENCE && child.try_wait().unwrap().is_none(),
-                "mosquitto does not listen"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for(port, &mut child, "mosquitto");
         Self {
             child,
             port,

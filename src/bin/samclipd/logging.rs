@@ -29,6 +29,8 @@ impl Log {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
         let logs = tracing_subscriber::fmt()
             .with_env_filter(filter)
+            // Said on standard error too, and a thread that cannot write there would end.
+            .log_internal_errors(false)
             .with_writer(std::io::stderr);
         let stream = std::env::var("JOURNAL_STREAM").ok();
         if is_journal(stream.as_deref(), standard_error()) {

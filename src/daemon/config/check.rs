@@ -1,13 +1,14 @@
 //! From the file as written to a checked configuration; every refusal names its line.
 
 use std::path::Path;
+use std::str::FromStr as _;
 
 use toml::Spanned;
 
 use super::file::{CameraTable, ConfigFile, MqttTable, MqttVersion, RuntimeTable, TlsTable, ZoneTable, ZoneUnits};
 use super::query::check_background;
 use super::{Camera, Config, ConfigError, Dbus, Engine, Events, Mqtt, Output, Provider, TlsFiles};
-use crate::capture::ControlValue;
+use crate::capture::{ControlValue, SourceUri};
 use crate::message::topic::{CameraId, MAX_ID, Topics};
 use crate::publish::link::Version;
 use crate::publish::spool::MIN_BYTES;
@@ -188,6 +189,14 @@ impl Checker<'_> {
             .iter()
             .map(|zone| self.zone(zone.get_ref()))
             .collect::<Result<_, _>>()?;
+        let motion = table.motion.as_ref();
+        if let (Some(motion), Ok(uri)) = (motion, SourceUri::from_str(source)) {
+            self.require(!uri.waits() || table.fps.is_some(), motion, || {
+                "motion found for a source that is read as fast as it is processed, expected fps, or ?fps= in source"
+                    .into()
+            })?;
+        }
+        let motion = motion.map(|table| self.motion(table.get_ref())).transpose()?;
         self.unique("zone", table.zone.iter().map(|zone| &zone.get_ref().id))?;
         Ok(Camera {
             id,
@@ -195,6 +204,7 @@ impl Checker<'_> {
             fps: table.fps.as_ref().map(|fps| *fps.get_ref()),
             controls,
             zones,
+            motion,
         })
     }
 

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::http::HttpTable;
+use super::motion::MotionTable;
 use super::query::QueryTable;
 use super::{Engine, Provider};
 
@@ -92,6 +93,8 @@ pub struct CameraTable {
     /// Named parts of its picture; may be empty.
     #[serde(default)]
     pub zone: Vec<Spanned<ZoneTable>>,
+    /// With the table, frames on which nothing moves are left out.
+    pub motion: Option<Spanned<MotionTable>>,
 }
 
 /// `[[camera.zone]]`.

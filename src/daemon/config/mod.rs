@@ -18,9 +18,11 @@ use crate::track::zone::Zone;
 mod check;
 pub mod file;
 mod http;
+mod motion;
 mod query;
 
 pub use http::{Http, HttpTable};
+pub use motion::{Motion, MotionTable};
 pub use query::{Query, QueryFault, QueryTable, check_background};
 
 use check::Checker;
@@ -133,6 +135,8 @@ pub struct Camera {
     pub controls: Vec<(String, ControlValue)>,
     /// Named parts of its picture; ids unique.
     pub zones: Vec<Zone>,
+    /// Which of its frames are processed, if not all.
+    pub motion: Option<Motion>,
 }
 
 /// The broker.

@@ -127,7 +127,7 @@ fn the_shortest_file_gets_the_documented_defaults() {
 fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
     assert_eq!(
         refused("fps = 5", "fsp = 5"),
-        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"controls\", \"zone\""
+        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"controls\", \"zone\", \"motion\""
     );
     assert!(refused("[output]", "[outputs]").starts_with("samclipd.toml:28: unknown field \"outputs\""));
 }
@@ -239,6 +239,40 @@ fn the_runtime_table_is_checked_before_anything_is_opened() {
         error,
         "samclipd.toml:6: engine is \"tract\", which runs on the CPU only; expected provider \"auto\" or \"cpu\""
     );
+}
+
+#[test]
+fn the_motion_gate_has_defaults_and_is_refused_where_time_means_nothing() {
+    let with = |table: &str| parse(&FULL.replacen("fps = 5", &format!("motion = {{ {table} }}"), 1));
+    assert_eq!(parse(FULL).unwrap().cameras[0].motion, None);
+    let motion = with("").unwrap().cameras[0].motion.unwrap();
+    assert_eq!((motion.motion.area, motion.motion.change), (0.002, 8.0));
+    assert_eq!((motion.refresh.as_secs(), motion.hold.as_secs()), (10, 2));
+    let motion = with("area = 0.01, change = 20, refresh = 3600, hold = 0.5")
+        .unwrap()
+        .cameras[0]
+        .motion
+        .unwrap();
+    assert_eq!((motion.motion.area, motion.motion.change), (0.01, 20.0));
+    assert_eq!((motion.refresh.as_secs(), motion.hold.as_millis()), (3600, 500));
+    for (table, expected) in [
+        ("area = 0", "area is 0, expected 0.0001 to 0.5 of the picture"),
+        ("change = 300", "change is 300, expected 1 to 255"),
+        ("refresh = nan", "refresh is NaN, expected 0.1 to 86400 seconds"),
+        ("hold = -1", "hold is -1, expected 0 to 3600 seconds"),
+        ("hole = 1", "unknown field \"hole\""),
+    ] {
+        let error = with(table).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("samclipd.toml:12: {expected}")), "{error}");
+    }
+    let from = |source: &str, fps: &str| {
+        let text = FULL.replacen("v4l2:///dev/video0", source, 1);
+        parse(&text.replacen("fps = 5", &format!("{fps}motion = {{}}"), 1))
+    };
+    let error = from("dir:///frames?loop", "").unwrap_err().to_string();
+    let text = "motion found for a source that is read as fast as it is processed, expected fps, or ?fps= in source";
+    assert_eq!(error, format!("samclipd.toml:12: {text}"));
+    assert!(from("dir:///frames?fps=2", "").is_ok() && from("file:///clip.y4m", "fps = 5\n").is_ok());
 }
 
 #[test]

@@ -183,6 +183,8 @@ fn frames(writer: &mut Writer<'_>, seen: &Seen) -> fmt::Result {
     )?;
     let help = "Frames skipped for a newer one";
     writer.counters("frames_skipped", help, counts(|c| c.source.skipped))?;
+    let help = "Frames left out because nothing moved";
+    writer.counters("frames_still", help, counts(|c| c.source.still))?;
     let help = "Frames that the driver left out";
     writer.counters("frames_lost", help, counts(|c| c.source.lost))?;
     let help = "Frames that were damaged";
@@ -270,12 +272,13 @@ fn spool(writer: &mut Writer<'_>, stats: &SpoolStats) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::gate::Attention;
     use std::time::Duration;
 
     #[test]
     fn names_types_and_values_are_as_prometheus_reads_them() {
         let view = View::new();
-        view.open("yard");
+        view.open("yard", &Arc::new(Attention::new(None)));
         view.add("report", Duration::from_millis(2));
         let spool = SpoolStats {
             bytes: 2_048,
@@ -296,6 +299,7 @@ mod tests {
         for line in [
             "# TYPE samclip_frames_total counter",
             "samclip_frames_total{camera=\"yard\"} 0",
+            "samclip_frames_still_total{camera=\"yard\"} 0",
             "# TYPE samclip_stage_duration_seconds histogram",
             "samclip_stage_duration_seconds_bucket{stage=\"report\",le=\"0.0025\"} 1",
             "samclip_stage_duration_seconds_bucket{stage=\"report\",le=\"+Inf\"} 1",

@@ -6,17 +6,16 @@ use tracing::warn;
 
 use crate::clock::Moment;
 use crate::daemon::commands::{Refusal, Reply};
-use crate::daemon::config::Query;
 use crate::daemon::outlet::Outlet;
 use crate::daemon::pictures::{plain_jpeg, snapshot};
 use crate::daemon::pipeline::{Detections, Pipeline};
 use crate::daemon::report::{MaskOutput, clip, frame_message, mask_png, query_mask};
 use crate::message::event::{EventKind, EventMessage, MaskOutline, TrackedThing};
 use crate::message::payload::DetectStatus;
-use crate::track::scene::{Change, ChangeKind, Sighting, Thing, ThingRules};
+use crate::track::scene::{Change, ChangeKind, Sighting, Thing};
 use crate::track::tracker::Observed;
 
-use super::{SNAPSHOT, Station};
+use super::{SNAPSHOT, Station, thing_rules};
 
 impl Station {
     /// Tracks what was found on a frame and tells of it.
@@ -33,10 +32,8 @@ impl Station {
                 mask: &m.mask,
             })
             .collect();
-        let rules = |id: &str| {
-            let query = self.asking.query(id);
-            query.map_or_else(ThingRules::default, Query::rules)
-        };
+        let asking = &self.asking;
+        let rules = |query: &str| thing_rules(asking, query);
         let (sightings, changes) = self.scene.step(found.captured, found.size, &observed, rules);
         if outlet.is_open() {
             self.publish_frame(pipeline, found, now, &sightings, outlet);

@@ -5,6 +5,8 @@
 //! bounded: the oldest file goes first, and its records are counted as dropped. After a restart everything that is not
 //! known to be acknowledged goes out (again): at least once, as MQTT's QoS 1 means it.
 //!
+//! While the disk takes nothing, events are held in memory, in their place of the order (`held`).
+//!
 //! [`writer`] keeps the disk's waiting times away from whoever makes events.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -12,8 +14,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use held::Held;
 use record::{Found, HEADER, MARK_BYTES, MAX_BODY};
 
+mod held;
 mod record;
 pub mod writer;
 
@@ -30,7 +34,7 @@ pub struct SpoolStats {
     pub waiting: usize,
     /// Bytes of all files.
     pub bytes: u64,
-    /// Records dropped because the bound was reached.
+    /// Records dropped because the bound, or that of memory, was reached.
     pub dropped: u64,
     /// Stretches of damaged bytes and records that could not be read back.
     pub damaged: u64,
@@ -44,6 +48,7 @@ struct Entry {
     sequence: u64,
     file: u64,
     offset: u64,
+    /// Of the whole record; 0 for one that is held in memory.
     length: usize,
 }
 
@@ -69,6 +74,7 @@ pub struct Spool {
     /// How many of `entries`, from the front, are on their way.
     sent: usize,
     acknowledged: BTreeSet<u64>,
+    held: Held,
     next_sequence: u64,
     next_file: u64,
     dropped: u64,
@@ -104,6 +110,7 @@ impl Spool {
             entries: VecDeque::new(),
             sent: 0,
             acknowledged: BTreeSet::new(),
+            held: Held::default(),
             next_sequence: 1,
             next_file: 1,
             dropped: 0,
@@ -123,7 +130,7 @@ impl Spool {
             spool.next_file = number.saturating_add(1);
             spool.read_file(number)?;
         }
-        spool.remove_finished();
+        spool.remove_finished(0);
         spool.keep_bound(0);
         Ok(spool)
     }
@@ -166,10 +173,13 @@ impl Spool {
     /// What the system says, e.g. that the disk is full: the event is then counted and not in the spool, which goes on
     /// with the next one. `InvalidInput` for a body over a quarter of the bound or 4 MiB.
     pub fn append(&mut self, body: &[u8]) -> io::Result<()> {
-        let added = self.try_append(body);
-        if added.is_err() {
-            self.failed += 1;
+        let mut added = self.try_append(body);
+        let full = |error: &io::Error| error.kind() != io::ErrorKind::InvalidInput;
+        // What is done with takes room until a file is large enough to be worth a new one.
+        if added.as_ref().is_err_and(full) && self.remove_finished(0) {
+            added = self.try_append(body);
         }
+        self.failed += u64::from(added.is_err());
         added
     }
 
@@ -189,6 +199,44 @@ impl Spool {
             length: bytes.len(),
         });
         Ok(())
+    }
+
+    /// Holds an event that could not be added in memory, as the last one; the oldest held ones are dropped for it if the
+    /// bound of memory asks for that. It does not survive the program.
+    ///
+    /// # Errors
+    /// Gives back an event that is too large.
+    pub fn hold(&mut self, body: Vec<u8>) -> Result<(), Vec<u8>> {
+        if !Held::takes(&body) {
+            return Err(body);
+        }
+        while let Some(oldest) = self.held.in_the_way(&body) {
+            self.held.remove(oldest);
+            if let Ok(place) = self.entries.binary_search_by_key(&oldest, |e| e.sequence) {
+                self.entries.remove(place);
+                self.sent -= usize::from(place < self.sent);
+            }
+            self.dropped += 1;
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.held.insert(sequence, body);
+        self.entries.push_back(Entry {
+            sequence,
+            // It goes with the file that those before it are in.
+            file: self.next_file - 1,
+            offset: 0,
+            length: 0,
+        });
+        Ok(())
+    }
+
+    /// Takes the oldest event away.
+    fn pop_front(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.held.remove(entry.sequence);
+            self.sent = self.sent.saturating_sub(1);
+        }
     }
 
     /// Writes to the active file, a new one if that is full; says where. A write that fails leaves nothing behind.
@@ -270,8 +318,7 @@ impl Spool {
             }
             self.remove_front();
             while self.entries.front().is_some_and(|e| e.file <= number) {
-                self.entries.pop_front();
-                self.sent = self.sent.saturating_sub(1);
+                self.pop_front();
                 self.dropped += 1;
             }
         }
@@ -284,18 +331,21 @@ impl Spool {
         }
     }
 
-    /// Removes files whose records are all acknowledged, the active one only when it has grown.
-    fn remove_finished(&mut self) {
-        let needed = self.entries.front().map_or(u64::MAX, |e| e.file);
+    /// Removes files whose records are all acknowledged, the active one only from this size on; whether there were any.
+    fn remove_finished(&mut self, active_bytes: u64) -> bool {
+        let written = self.entries.iter().find(|e| e.length > 0);
+        let needed = written.map_or(u64::MAX, |e| e.file);
+        let before = self.files.len();
         while let Some((number, bytes)) = self.files.front().copied().filter(|(n, _)| *n < needed) {
             if self.active.as_ref().is_some_and(|a| a.number == number) {
-                if bytes < self.most_bytes / PARTS / 2 {
+                if bytes < active_bytes {
                     break;
                 }
                 self.active = None;
             }
             self.remove_front();
         }
+        self.files.len() != before
     }
 
     /// The oldest event that is not on its way, with its number; it counts as on its way from now on.
@@ -312,6 +362,9 @@ impl Spool {
     }
 
     fn read_back(&self, entry: Entry) -> Option<Vec<u8>> {
+        if let Some(body) = self.held.get(entry.sequence) {
+            return Some(body.to_vec());
+        }
         let mut file = File::open(path_of(&self.dir, entry.file)).ok()?;
         file.seek(SeekFrom::Start(entry.offset)).ok()?;
         let mut bytes = vec![0; entry.length];
@@ -326,13 +379,12 @@ impl Spool {
         while let Some(front) = self.entries.front().copied()
             && self.acknowledged.contains(&front.sequence)
         {
-            self.entries.pop_front();
-            self.sent = self.sent.saturating_sub(1);
+            self.pop_front();
         }
         let done = self.done_up_to();
         self.acknowledged = self.acknowledged.split_off(&(done + 1));
         if self.entries.len() != before {
-            self.remove_finished();
+            self.remove_finished(self.most_bytes / PARTS / 2);
             // A mark that cannot be written means an event twice after a restart, not a lost one.
             if self.active.is_some() || !self.files.is_empty() {
                 let _ = self.write(&record::mark(done));

@@ -161,6 +161,64 @@ fn a_record_that_rots_while_the_daemon_runs_is_skipped_and_counted() {
 }
 
 #[test]
+fn events_that_cannot_be_written_keep_their_place_and_the_oldest_of_them_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = open(dir.path());
+    let hold = |spool: &mut Spool, bodies: std::ops::Range<u32>| {
+        bodies.for_each(|i| spool.hold(format!("event {i}").into()).unwrap());
+    };
+    hold(&mut spool, 0..1);
+    add(&mut spool, 1..3);
+    hold(&mut spool, 3..5);
+    add(&mut spool, 5..6);
+    assert_eq!(drain(&mut spool), [0, 1, 2, 3, 4, 5]);
+    spool.rewind();
+    for _ in 0..4 {
+        let (sequence, _) = spool.next_unsent().unwrap();
+        spool.acknowledge(sequence);
+    }
+    assert_eq!(spool.stats().waiting, 2);
+    // One on its way is among those that go.
+    assert_eq!(spool.next_unsent().unwrap().1, b"event 4");
+    let most = u32::try_from(held::MOST).unwrap();
+    hold(&mut spool, 6..6 + most);
+    assert_eq!((spool.stats().dropped, spool.on_their_way()), (1, 0));
+    assert_eq!(
+        drain(&mut spool),
+        [&[5][..], &(6..6 + most).collect::<Vec<_>>()].concat()
+    );
+    assert!(spool.hold(vec![b'x'; 2 << 20]).is_err());
+    drop(spool);
+    assert_eq!(drain(&mut open(dir.path())), [5], "memory does not survive");
+}
+
+#[test]
+fn a_full_disk_gets_the_room_back_that_acknowledged_events_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = open(dir.path());
+    add(&mut spool, 0..3);
+    let fill = |spool: &mut Spool| {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        spool.active.as_mut().unwrap().file = full;
+    };
+    let path = only_file(dir.path());
+    for _ in 0..3 {
+        let (sequence, _) = spool.next_unsent().unwrap();
+        spool.acknowledge(sequence);
+    }
+    assert!(path.exists(), "it is kept for the next ones");
+    fill(&mut spool);
+    add(&mut spool, 3..4);
+    assert!(!path.exists());
+    // An event that waits is not given up for another one.
+    fill(&mut spool);
+    assert_eq!(spool.append(b"event 4").unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!((spool.stats().waiting, spool.stats().failed), (1, 1));
+    drop(spool);
+    assert_eq!(drain(&mut open(dir.path())), [3]);
+}
+
+#[test]
 fn two_programs_never_share_a_spool() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path());

@@ -2,7 +2,7 @@
 //!
 //! [`SpoolWriter::offer`] never waits: events lie in a short queue until the thread has written them. If the disk is so
 //! slow that the queue is full, the oldest event in it is dropped and counted. An event that cannot be written, because
-//! the disk is full, goes to the fallback: it can still be sent, but does not survive the program.
+//! the disk is full, is held in memory: it is sent in its turn, but does not survive the program.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -30,7 +30,7 @@ pub fn lock(spool: &SharedSpool) -> MutexGuard<'_, Spool> {
 pub trait Written: Send + 'static {
     /// There is something to send; `stats` are the spool's.
     fn added(&self, stats: SpoolStats);
-    /// This event could not be written.
+    /// This event is too large for the spool.
     fn unwritten(&self, body: Vec<u8>);
 }
 
@@ -140,7 +140,7 @@ fn run(shared: &Shared, spool: &SharedSpool, told: &impl Written) {
             for body in batch {
                 if let Err(error) = spool.append(&body) {
                     failure = Some(error);
-                    unwritten.push(body);
+                    unwritten.extend(spool.hold(body).err());
                 }
             }
             (spool.unsynced(), spool.stats())
@@ -200,12 +200,12 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_cannot_be_written_comes_back_and_the_next_ones_are_written() {
+    fn an_event_that_is_too_large_comes_back_and_the_next_ones_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Arc::new(Mutex::new(Spool::open(dir.path(), 1 << 16).unwrap()));
         let (sender, told) = channel();
         let writer = SpoolWriter::start(Arc::clone(&spool), Told(sender)).unwrap();
-        let large = vec![b'x'; 1 << 16];
+        let large = vec![b'x'; (1 << 20) + 1];
         writer.offer(large.clone());
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Some(large));
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), None);

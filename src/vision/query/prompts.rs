@@ -8,7 +8,7 @@ use crate::vision::geometry::{FrameSize, Letterbox, ModelPoint, resample_to_fram
 
 /// Next number in [0, 1) of the splitmix64 sequence: fixed here, so that the points of a frame never change with a
 /// library version.
-fn uniform(state: &mut u64) -> f32 {
+pub(in crate::vision) fn uniform(state: &mut u64) -> f32 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -183,6 +183,7 @@ function showCamera(part, id, state) {
     ["Source", state.source],
     ["Frames", state.frames],
     ["Skipped for newer ones", state.skipped],
+    ["Left out, nothing moved", state.still],
     ["Lost or damaged", state.lost],
     ["Not processed", state.failed],
     ["Source opened", state.opened],
