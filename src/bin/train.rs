@@ -209,6 +209,8 @@ fn main() -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Said on standard error too, and a thread that cannot write there would end.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // Colours on a terminal only; `NO_COLOR` switches them off there as well.
     let colours = std::io::stderr().is_terminal();
