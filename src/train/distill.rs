@@ -204,15 +204,14 @@ struct Steps<'a> {
     features: Option<Store>,
 }
 
-/// Computes what a store lacks of the micro-batches `indices` of `steps`; returns how many that were. `make` works on
-/// another thread.
+/// Computes what a store lacks of the micro-batches `indices` of `steps`. `make` works on another thread.
 fn look_at_all(
     store: &Store,
     steps: Range<u64>,
     indices: Range<usize>,
     make: &(dyn Fn(u64) -> Vec<MicroBatch> + Sync),
     look: impl Fn(&MicroBatch) -> Features,
-) -> Result<u64, SessionError> {
+) -> Result<(), SessionError> {
     let lacks = |step: &u64| !indices.clone().all(|index| store.has(*step, index));
     let missing: Vec<u64> = steps.filter(lacks).collect();
     let progress = progress_bar("features", missing.len() as u64, 0);
@@ -239,7 +238,7 @@ fn look_at_all(
         computed = looked,
         "features of the frozen backbone and the CLIP teacher"
     );
-    Ok(looked)
+    Ok(())
 }
 
 /// Runs a stage from where its session stands; returns the weights it ends with.

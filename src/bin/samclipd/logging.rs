@@ -38,7 +38,9 @@ impl Log {
             logs.with_ansi(false).event_format(lines).init();
             Self::Journal
         } else {
-            logs.with_ansi(colours()).init();
+            // Colours on a terminal only; `NO_COLOR` switches them off there as well.
+            let colours = std::io::stderr().is_terminal();
+            (if colours { logs } else { logs.with_ansi(false) }).init();
             Self::Plain
         }
     }
@@ -53,11 +55,6 @@ impl Log {
                 .try_for_each(|line| writeln!(std::io::stderr(), "{}{line}", prefix(Level::ERROR))),
         };
     }
-}
-
-/// Whether lines may have colours: on a terminal, unless `NO_COLOR` is set.
-fn colours() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Device and inode of standard error.
