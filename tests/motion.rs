@@ -37,6 +37,15 @@ fn after_still(daemon: &Daemon, more: u64) -> u64 {
     counts(daemon).0
 }
 
+/// Waits until the frames of a while are all left out; how many were processed before it.
+#[track_caller]
+fn comes_to_rest(daemon: &Daemon, what: &str) -> u64 {
+    after_still(daemon, 20);
+    let processed = counts(daemon).0;
+    assert_eq!(after_still(daemon, 20), processed, "{what}");
+    processed
+}
+
 fn ask(daemon: &Daemon, command: Command) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -93,9 +102,7 @@ fn while_nothing_moves_only_what_is_wanted_is_processed_and_that_at_once() {
         until("a picture comes", || pictures.has_changed().unwrap());
         pictures.mark_unchanged();
     }
-    after_still(&daemon, 20);
-    let settled = counts(&daemon).0;
-    assert_eq!(after_still(&daemon, 20), settled, "nobody wants anything any more");
+    let settled = comes_to_rest(&daemon, "nobody wants anything any more");
 
     // Without the table every frame is processed again, on the same stream.
     daemon.write(&config_text(dir.path(), "[dbus]\nenabled = false\n"));
@@ -111,17 +118,13 @@ fn what_moves_is_processed_and_what_has_gone_ends() {
     write_model_and_frames(dir.path());
     let daemon = Daemon::start(dir.path(), &config_text(dir.path(), STILL));
     until("red is seen", || daemon.count("yard", "red") == Some(1));
-    after_still(&daemon, 20);
-    let settled = counts(&daemon).0;
-    assert_eq!(after_still(&daemon, 20), settled);
+    comes_to_rest(&daemon, "nothing moves");
     // All of it turns yellow; that is no longer red for max_age, whatever moves meanwhile.
     show(dir.path(), [0, 0]);
     until("red is gone", || daemon.count("yard", "red") == Some(0));
     show(dir.path(), [50, 90]);
     until("red is back", || daemon.count("yard", "red") == Some(1));
-    after_still(&daemon, 20);
-    let settled = counts(&daemon).0;
-    assert_eq!(after_still(&daemon, 20), settled, "it is still again");
+    comes_to_rest(&daemon, "it is still again");
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod tiny;
 
 use std::io::Read as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
@@ -94,20 +94,28 @@ fn events_of_a_killed_daemon_arrive_before_those_of_the_next_one() {
     assert!(events[waiting].kind == EventKind::New && next != killed);
 }
 
-#[test]
-fn a_full_disk_is_logged_once_and_events_go_out_all_the_same() {
+/// Starts a daemon by the path of its configuration, sees that its events come and that it goes on, and kills it.
+fn sends_events_and_goes_on(start: impl FnOnce(&str) -> Child) -> Child {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
     let config = write(dir.path(), port);
     let _broker = Mosquitto::start(port);
     let watcher = Watcher::subscribed(port);
-    // No file may grow: every write fails as on a full disk.
-    let program = env!("CARGO_BIN_EXE_samclipd");
-    let script = format!("trap '' XFSZ; ulimit -f 0; exec '{program}' run --config '{config}'");
-    let mut daemon = spawn(Command::new("sh").args(["-c", &script]).stderr(Stdio::piped()));
+    let mut daemon = start(&config);
     let events: Vec<EventMessage> = (0..4).map(|_| next_event(&watcher)).collect();
     assert_eq!(events[0].kind, EventKind::New);
     assert!(daemon.try_wait().unwrap().is_none(), "it keeps running");
     daemon.kill().unwrap();
+    daemon
+}
+
+#[test]
+fn a_full_disk_is_logged_once_and_events_go_out_all_the_same() {
+    // No file may grow: every write fails as on a full disk.
+    let program = env!("CARGO_BIN_EXE_samclipd");
+    let mut daemon = sends_events_and_goes_on(|config| {
+        let script = format!("trap '' XFSZ; ulimit -f 0; exec '{program}' run --config '{config}'");
+        spawn(Command::new("sh").args(["-c", &script]).stderr(Stdio::piped()))
+    });
     let mut log = String::new();
     daemon.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     daemon.wait().unwrap();
@@ -117,18 +125,12 @@ fn a_full_disk_is_logged_once_and_events_go_out_all_the_same() {
 
 #[test]
 fn a_log_that_cannot_be_written_stops_nothing() {
-    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let config = write(dir.path(), port);
-    let _broker = Mosquitto::start(port);
-    let watcher = Watcher::subscribed(port);
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_samclipd"));
-    // Every thread has something to say.
-    command.args(["run", "--config", &config]).env("RUST_LOG", "trace");
-    let mut daemon = spawn(command.stderr(full));
-    let events: Vec<EventMessage> = (0..4).map(|_| next_event(&watcher)).collect();
-    assert_eq!(events[0].kind, EventKind::New);
-    assert!(daemon.try_wait().unwrap().is_none(), "it keeps running");
-    daemon.kill().unwrap();
+    let mut daemon = sends_events_and_goes_on(|config| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_samclipd"));
+        // Every thread has something to say.
+        command.args(["run", "--config", config]).env("RUST_LOG", "trace");
+        spawn(command.stderr(full))
+    });
     daemon.wait().unwrap();
 }
