@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use samclip::contract::{Bundle, Compute, GraphKind, GraphSpec, Manifest};
 use samclip::runtime::{
-    Backend, Engine, GraphSession, Opened, Provider, RuntimeError, RuntimeOptions, TakeOutput, Values, open, open_with,
+    Backend, Engine, GraphSession, ImageEncoder, MaskDecoder, Opened, Provider, RuntimeError, RuntimeOptions,
+    TakeOutput, Values, open, open_with,
 };
 use samclip::text::tokenizer::Tokenizer;
 use samclip::vision::features::Features;
@@ -29,13 +30,36 @@ fn options(backend: Backend) -> RuntimeOptions {
     }
 }
 
-/// Every output of every graph, for a seeded picture, three prompts and seven texts.
+/// With the further size, and the bundle's own named too.
+fn both_sizes(backend: Backend) -> RuntimeOptions {
+    RuntimeOptions {
+        sides: vec![tiny::SMALL, tiny::SIDE, tiny::SMALL],
+        ..options(backend)
+    }
+}
+
+/// Every output of every graph at every open size, for a seeded picture, three prompts and seven texts.
 fn run(mut engine: Engine) -> Vec<Vec<f32>> {
-    let pixels = 3 * tiny::SIDE * tiny::SIDE;
+    let mut all = run_at(tiny::SIDE, &mut *engine.encoder, &mut *engine.decoder);
+    for (side, graphs) in &mut engine.further {
+        all.extend(run_at(*side, &mut *graphs.encoder, &mut *graphs.decoder));
+    }
+    let tokenizer = Tokenizer::standard();
+    let texts = ["red", "a green car", "blue", "yellow", "red and blue", "green", "sky"];
+    let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t).unwrap().to_vec()).collect();
+    let embeddings = engine.text.embed(&ids).unwrap();
+    assert_eq!(embeddings.len(), 7);
+    assert!(embeddings[1][1] > 0.5 && embeddings[1][0] < -0.5);
+    all.into_iter().chain(embeddings).collect()
+}
+
+/// The outputs of both graphs of one size.
+fn run_at(size: usize, encoder: &mut dyn ImageEncoder, decoder: &mut dyn MaskDecoder) -> Vec<Vec<f32>> {
+    let pixels = 3 * size * size;
     let image: Vec<f32> = (0..pixels).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
     let mut features = Features::default();
-    engine.encoder.encode(&image, &mut features).unwrap();
-    let side = 4 * tiny::SIDE / 16;
+    encoder.encode(&image, &mut features).unwrap();
+    let side = 4 * size / 16;
     let prompts: Vec<DecoderPrompt> = (0..3)
         .map(|i| DecoderPrompt {
             query: i,
@@ -44,17 +68,11 @@ fn run(mut engine: Engine) -> Vec<Vec<f32>> {
             mask: (0..side * side).map(|p| p as f32 / 100.0 - i as f32).collect(),
         })
         .collect();
-    let decoded = engine.decoder.decode(&features, &prompts).unwrap();
+    let decoded = decoder.decode(&features, &prompts).unwrap();
     assert_eq!(decoded.len(), 3);
     assert_eq!(decoded[1].low_res_logits[side * side..2 * side * side], prompts[1].mask);
     assert_eq!(decoded[0].iou_predictions, [-1.0 / 3.0; 4]);
     assert_eq!(decoded[2].iou_predictions, [1.0; 4]);
-    let tokenizer = Tokenizer::standard();
-    let texts = ["red", "a green car", "blue", "yellow", "red and blue", "green", "sky"];
-    let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t).unwrap().to_vec()).collect();
-    let embeddings = engine.text.embed(&ids).unwrap();
-    assert_eq!(embeddings.len(), 7);
-    assert!(embeddings[1][1] > 0.5 && embeddings[1][0] < -0.5);
     let decoded = decoded
         .into_iter()
         .flat_map(|d| [d.low_res_logits, d.iou_predictions.to_vec()]);
@@ -63,13 +81,17 @@ fn run(mut engine: Engine) -> Vec<Vec<f32>> {
         features.patch_embeddings,
         features.image_embedding,
     ];
-    all.into_iter().chain(decoded).chain(embeddings).collect()
+    all.into_iter().chain(decoded).collect()
 }
 
 #[test]
-fn tract_runs_every_graph() {
+fn tract_runs_every_graph_of_the_sizes_that_are_wanted() {
     let (_dir, bundle) = bundle();
     let engine = open(&bundle, &options(Backend::Tract)).unwrap();
+    assert!(engine.further.is_empty());
+    run(engine);
+    let engine = open(&bundle, &both_sizes(Backend::Tract)).unwrap();
+    assert!(engine.further.keys().eq(&[tiny::SMALL]));
     assert_eq!(engine.provider, "tract-cpu");
     run(engine);
 }
@@ -80,12 +102,13 @@ fn onnx_runtime_gives_the_same_results_as_tract() {
     let (_dir, bundle) = bundle();
     let ort = RuntimeOptions {
         provider: Provider::Cpu,
-        ..options(Backend::Ort)
+        ..both_sizes(Backend::Ort)
     };
     let engine = open(&bundle, &ort)
         .expect("this test needs ONNX Runtime: set SAMCLIP_ORT_LIB to libonnxruntime.so (tests/run does)");
     assert_eq!(engine.provider, "ort-cpu");
-    let (found, expected) = (run(engine), run(open(&bundle, &options(Backend::Tract)).unwrap()));
+    let (found, expected) = (run(engine), run(open(&bundle, &both_sizes(Backend::Tract)).unwrap()));
+    assert!(found.iter().map(Vec::len).eq(expected.iter().map(Vec::len)));
     for (f, e) in found.iter().flatten().zip(expected.iter().flatten()) {
         assert!((f - e).abs() < 1e-5, "{f} {e}");
     }
@@ -155,13 +178,14 @@ fn the_text_encoder_is_open_only_between_a_text_and_its_release() {
     let opened = Opened {
         provider: "zeros".into(),
         precision: &bundle.manifest.precision[0],
+        further: &[],
         notes: Vec::new(),
         nodes: Default::default(),
     };
     let counter = Arc::clone(&opens);
-    let mut engine = open_with(&bundle, opened, move |kind, path| {
+    let mut engine = open_with(&bundle, opened, move |spec, path| {
         assert!(path.is_file(), "{}", path.display());
-        counter.fetch_add(usize::from(kind == GraphKind::TextEncoder), Ordering::Relaxed);
+        counter.fetch_add(usize::from(spec.graph == GraphKind::TextEncoder), Ordering::Relaxed);
         Ok(Box::new(Zeros))
     })
     .unwrap();
@@ -183,6 +207,7 @@ fn bundle_with_int8() -> (tempfile::TempDir, Bundle) {
     let mut variant = manifest.precision[0].clone();
     variant.name = "int8".into();
     variant.compute = Compute::Int8;
+    variant.size.clear();
     manifest.precision.push(variant);
     let bundle = manifest.write(dir.path()).unwrap();
     (dir, bundle)
@@ -207,6 +232,25 @@ fn tract_refuses_a_variant_that_it_computes_wrongly() {
     };
     let error = open(&bundle, &unknown).err().unwrap().to_string();
     assert!(error.contains("\"fp4\"") && error.contains("fp32, int8"), "{error}");
+}
+
+#[test]
+fn a_size_that_the_bundle_or_the_variant_lacks_is_refused_with_those_there_are() {
+    let (_dir, bundle) = bundle_with_int8();
+    let with = |side: usize, precision: Option<&str>| {
+        let options = RuntimeOptions {
+            sides: vec![side],
+            precision: precision.map(str::to_owned),
+            ..options(Backend::Tract)
+        };
+        open(&bundle, &options).err().unwrap().to_string()
+    };
+    assert_eq!(
+        with(80, None),
+        "the bundle has no size of 80 pixels, it has 96, 64; `train export` makes those under [export] sizes"
+    );
+    let expected = "precision \"int8\" has no size of 64 pixels; of the bundle's, fp32 has it";
+    assert_eq!(with(tiny::SMALL, Some("int8")), expected);
 }
 
 #[test]

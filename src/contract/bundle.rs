@@ -61,6 +61,14 @@ pub enum BundleError {
         /// What is allowed.
         expected: String,
     },
+    /// The bundle lacks a size.
+    #[error("the bundle has no size of {side} pixels, it has {known}; `train export` makes those under [export] sizes")]
+    NoSize {
+        /// The side asked for.
+        side: usize,
+        /// The sides that there are.
+        known: String,
+    },
     /// A file name would leave the bundle's directory or is not plain.
     #[error(
         "manifest names file {found:?}; expected a plain name of letters, digits, '.', '-', '_' in the bundle itself"
@@ -269,8 +277,10 @@ mod tests {
                 text_encoder: "text_encoder.onnx".into(),
                 relative_error: BTreeMap::from([("patch_embeddings".into(), 0.0004)]),
                 mean_iou_change: None,
+                size: Vec::new(),
                 measured: None,
             }],
+            size: Vec::new(),
             source: vec![Source {
                 name: "drawn scenes".into(),
                 licence: "none needed".into(),

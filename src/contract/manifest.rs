@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BundleError, GraphKind, GraphSpec};
+use super::{BundleError, GraphKind, GraphSpec, Size, SizeFiles};
 
 /// The only format this program reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -24,7 +24,7 @@ pub struct Manifest {
     pub logit_scale: f32,
     /// Prompts that compete with every query as background classes; at least one.
     pub background: Vec<String>,
-    /// Image encoder sizes and normalisation.
+    /// Image encoder's own size and normalisation.
     pub encoder: EncoderSpec,
     /// Mask decoder batch sizes.
     pub decoder: DecoderSpec,
@@ -34,6 +34,9 @@ pub struct Manifest {
     pub calibration: Calibration,
     /// Variants of the graphs; the first one is the default.
     pub precision: Vec<Precision>,
+    /// Sizes beside that of `encoder`; see [`Manifest::at`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub size: Vec<Size>,
     /// Tensor tables of the three graphs; must equal [`GraphSpec::standard`].
     pub graph: Vec<GraphSpec>,
     /// Checkpoints and data sets the weights come from.
@@ -161,6 +164,9 @@ pub struct Precision {
     /// Measured change of mean IoU against 32-bit weights, negative when worse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_iou_change: Option<f64>,
+    /// Its graphs at further sizes; it may lack some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub size: Vec<SizeFiles>,
     /// How the losses were measured, as `train quantize` records it; absent for a variant nobody measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
@@ -200,6 +206,13 @@ impl Precision {
             GraphKind::MaskDecoder => &self.mask_decoder,
             GraphKind::TextEncoder => &self.text_encoder,
         }
+    }
+
+    /// Files of all its graphs, at every size.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        let own = GraphKind::ALL.map(|graph| self.file(graph));
+        let further = self.size.iter().flat_map(|at| [&at.encoder, &at.mask_decoder]);
+        own.into_iter().chain(further.map(String::as_str))
     }
 }
 
@@ -262,10 +275,7 @@ impl Manifest {
     /// Every file that the manifest refers to, without the manifest itself.
     #[must_use]
     pub fn referenced_files(&self) -> BTreeSet<String> {
-        let graphs = self
-            .precision
-            .iter()
-            .flat_map(|p| GraphKind::ALL.map(|g| p.file(g).to_owned()));
+        let graphs = self.precision.iter().flat_map(|p| p.files().map(str::to_owned));
         graphs
             .chain(self.vocabulary_file().map(str::to_owned))
             .chain(self.files.keys().cloned())

@@ -1,7 +1,8 @@
 //! What a manifest must say before any file is opened.
 
 use super::manifest::{FORMAT_VERSION, Manifest};
-use super::{BundleError, GraphKind, GraphSpec};
+use super::size::listed;
+use super::{BundleError, Calibration, GraphKind, GraphSpec};
 
 /// Largest accepted value of any size in the manifest: keeps products of sizes far from overflow.
 const LARGEST_SIZE: usize = 16_384;
@@ -64,20 +65,7 @@ impl Manifest {
             self.logit_scale.is_finite() && self.logit_scale > 0.0,
             "above 0",
         )?;
-        let c = &self.calibration;
-        check(
-            "calibration.scale",
-            c.scale,
-            c.scale.is_finite() && c.scale > 0.0,
-            "above 0",
-        )?;
-        check("calibration.offset", c.offset, c.offset.is_finite(), "a finite number")?;
-        check(
-            "calibration.threshold",
-            c.threshold,
-            c.threshold > 0.0 && c.threshold < 1.0,
-            "between 0 and 1",
-        )?;
+        check_calibration("calibration", &self.calibration)?;
         check(
             "background",
             "no prompt",
@@ -91,6 +79,7 @@ impl Manifest {
             "at least one variant",
         )?;
         self.check_precisions()?;
+        self.check_sizes()?;
         self.check_graphs()?;
         for name in self.referenced_files() {
             check_file_name(&name)?;
@@ -119,6 +108,37 @@ impl Manifest {
             }
             let fits = m.size_ratio.is_finite() && m.size_ratio > 0.0;
             check(&field("measured.size_ratio"), m.size_ratio, fits, "above 0")?;
+        }
+        Ok(())
+    }
+
+    /// Sizes that the model can have, each once, and each with the graphs of at least one variant.
+    fn check_sizes(&self) -> Result<(), BundleError> {
+        let sides = self.sides();
+        for (index, size) in self.size.iter().enumerate() {
+            let (side, grid) = (size.side, size.patch_grid);
+            let field = |name: &str| format!("size {side} {name}");
+            let fits = (1..=LARGEST_SIZE).contains(&side) && side.is_multiple_of(self.encoder.stride);
+            check(&field("side"), side, fits, "a multiple of the stride up to 16384")?;
+            let first = sides.iter().position(|&other| other == side);
+            check(&field("side"), side, first == Some(index + 1), "a side used once")?;
+            let fits = grid > 0 && side.is_multiple_of(grid);
+            check(&field("patch_grid"), grid, fits, "a divisor of the side")?;
+            if let Some(calibration) = &size.calibration {
+                check_calibration(&field("calibration"), calibration)?;
+            }
+            let there = self.precision.iter().any(|p| p.at(side).is_some());
+            check(&field("graphs"), "none", there, "a [[precision.size]] of this side")?;
+        }
+        for p in &self.precision {
+            for (index, files) in p.size.iter().enumerate() {
+                let field = format!("precision {:?} size", p.name);
+                let known = self.size.iter().any(|size| size.side == files.side);
+                let expected = format!("the side of a [[size]], one of {}", listed(&sides[1..]));
+                check(&field, files.side, known, &expected)?;
+                let first = p.size.iter().position(|other| other.side == files.side);
+                check(&field, files.side, first == Some(index), "a side used once")?;
+            }
         }
         Ok(())
     }
@@ -155,6 +175,15 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+fn check_calibration(field: &str, c: &Calibration) -> Result<(), BundleError> {
+    let field = |name: &str| format!("{field}.{name}");
+    let fits = c.scale.is_finite() && c.scale > 0.0;
+    check(&field("scale"), c.scale, fits, "above 0")?;
+    check(&field("offset"), c.offset, c.offset.is_finite(), "a finite number")?;
+    let fits = c.threshold > 0.0 && c.threshold < 1.0;
+    check(&field("threshold"), c.threshold, fits, "between 0 and 1")
 }
 
 fn check(field: &str, found: impl std::fmt::Display, fits: bool, expected: &str) -> Result<(), BundleError> {

@@ -35,8 +35,6 @@ pub struct QueryEmbedder {
     width: usize,
     /// What queries compete with where nothing else is said.
     background: Vec<String>,
-    /// Score from which on a query is present where nothing else is said.
-    threshold: f32,
 }
 
 impl QueryEmbedder {
@@ -47,7 +45,6 @@ impl QueryEmbedder {
             words,
             width: manifest.encoder.embed_dim,
             background: manifest.background.clone(),
-            threshold: manifest.calibration.threshold,
         }
     }
 
@@ -83,7 +80,7 @@ impl QueryEmbedder {
                     id: spec.id.clone(),
                     source,
                 })?;
-            embedded.push((embedding, spec.threshold.unwrap_or(self.threshold)));
+            embedded.push((embedding, spec.threshold));
         }
         let background = competitors(background.unwrap_or(&self.background), specs);
         let competing = background

@@ -198,6 +198,7 @@ impl Pipeline {
         let Engine {
             encoder,
             decoder,
+            further: _,
             text,
             provider,
             precision,

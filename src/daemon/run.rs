@@ -46,6 +46,7 @@ pub fn runtime_options(config: &Config) -> RuntimeOptions {
         ort_library: config.library.clone(),
         threads: 0,
         precision: config.precision.clone(),
+        sides: Vec::new(),
         cache: cache_dir(config.cache.as_deref()),
     }
 }

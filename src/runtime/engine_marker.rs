@@ -25,7 +25,7 @@ pub(super) const TIMING: &str = "timing";
 pub struct EngineKey {
     /// Hash of the bundle, hex.
     pub bundle: String,
-    /// Variant of the graphs and the arithmetic TensorRT may use.
+    /// Variant of the graphs, the arithmetic TensorRT may use, and the side of the size.
     pub precision: String,
     /// GPU model, driver, board.
     pub device: String,

@@ -78,7 +78,7 @@ fn ort(_: &RuntimeOptions) -> (Vec<Finding>, Vec<Finding>) {
     (Vec::new(), Vec::new())
 }
 
-/// Counts, on ONNX Runtime's CPU provider, which provider runs the nodes of the image encoder.
+/// Counts, on ONNX Runtime's CPU provider, which provider runs the nodes of the image encoder of the bundle's own size.
 ///
 /// # Errors
 /// [`RuntimeError`] if there is no library or the graph is refused.
@@ -88,11 +88,9 @@ pub fn prove_on_cpu(bundle: &Bundle, options: &RuntimeOptions) -> Result<super::
     use crate::contract::GraphKind;
 
     let library = super::ort_backend::Library::load(options)?;
-    let choice = choose(
-        &bundle.manifest.precision,
-        options.precision.as_deref(),
-        Executor::OrtCpu,
-    )?;
+    let sides = super::sides(&super::models::further(bundle, &options.sides)?);
+    let named = options.precision.as_deref();
+    let choice = choose(&bundle.manifest.precision, named, &sides, Executor::OrtCpu)?;
     let path = bundle.dir.join(choice.variant.file(GraphKind::Encoder));
     super::ort_backend::prove_on_cpu(&library, &path, &bundle.manifest.graph_spec(GraphKind::Encoder))
 }

@@ -1,4 +1,4 @@
-//! The accelerator: opens the three graphs of a bundle and runs them.
+//! The accelerator: opens the graphs of a bundle and runs them.
 //!
 //! Two back ends answer to one small trait: tract (pure Rust, always there) and ONNX Runtime (feature `ort`, loaded at
 //! run time). Everything outside this folder sees only [`ImageEncoder`], [`MaskDecoder`] and [`TextEncoder`]; which
@@ -31,7 +31,7 @@ mod tract_backend;
 
 use std::collections::BTreeMap;
 
-use crate::contract::{Bundle, GraphKind};
+use crate::contract::Bundle;
 use crate::vision::features::Features;
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::DecodedPrompt;
@@ -73,12 +73,22 @@ pub trait TextEncoder: Send {
     fn release(&mut self) {}
 }
 
-/// The three graphs of a bundle, open.
-pub struct Engine {
+/// What a frame runs through at one input size.
+pub struct SizedGraphs {
     /// Image encoder.
     pub encoder: Box<dyn ImageEncoder>,
     /// Mask decoder.
     pub decoder: Box<dyn MaskDecoder>,
+}
+
+/// The graphs of a bundle, open.
+pub struct Engine {
+    /// Image encoder of the bundle's own size.
+    pub encoder: Box<dyn ImageEncoder>,
+    /// Mask decoder of the bundle's own size.
+    pub decoder: Box<dyn MaskDecoder>,
+    /// The further sizes that [`RuntimeOptions::sides`] named, by side in pixels.
+    pub further: BTreeMap<usize, SizedGraphs>,
     /// Text encoder; loaded when a text is embedded, until it is released.
     pub text: Box<dyn TextEncoder>,
     /// What runs them: `tract-cpu`, `ort-cpu`, `ort-cuda`, `ort-tensorrt`.
@@ -87,7 +97,7 @@ pub struct Engine {
     pub precision: String,
     /// Why that one: every candidate that was tried, and what became of it.
     pub notes: Vec<String>,
-    /// Nodes of both graphs by ONNX Runtime's name of the provider, counted in a warm-up run; empty on the CPU.
+    /// Nodes of image encoders and mask decoders by ONNX Runtime's name of the provider, counted in a warm-up run; empty on the CPU.
     pub nodes: BTreeMap<String, usize>,
 }
 
@@ -179,19 +189,26 @@ fn open_graph_ort(
     Err(RuntimeError::NotBuilt)
 }
 
-fn open_tract(bundle: &Bundle, options: &RuntimeOptions, notes: Vec<String>) -> Result<Engine, RuntimeError> {
-    let manifest = &bundle.manifest;
-    let choice = choose(&manifest.precision, options.precision.as_deref(), Executor::Tract)?;
+/// Sides of a bundle at several sizes.
+fn sides(bundles: &[Bundle]) -> Vec<usize> {
+    bundles.iter().map(|at| at.manifest.encoder.side).collect()
+}
+
+fn open_tract(bundle: &Bundle, options: &RuntimeOptions, mut notes: Vec<String>) -> Result<Engine, RuntimeError> {
+    let further = models::further(bundle, &options.sides)?;
+    let sides = sides(&further);
+    let named = options.precision.as_deref();
+    let choice = choose(&bundle.manifest.precision, named, &sides, Executor::Tract)?;
+    notes.extend(choice.note());
     let opened = Opened {
         provider: Executor::Tract.name().into(),
         precision: choice.variant,
+        further: &further,
         notes,
         nodes: BTreeMap::new(),
     };
     let threads = tract_backend::threads(options.thread_count());
-    let specs = GraphKind::ALL.map(|kind| manifest.graph_spec(kind));
-    open_with(bundle, opened, move |kind, path| {
-        let spec = &specs[kind as usize];
+    open_with(bundle, opened, move |spec, path| {
         Ok(Box::new(tract_backend::TractSession::open(
             path,
             spec,

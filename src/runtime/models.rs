@@ -1,13 +1,13 @@
-//! The three graphs as the pipeline sees them: batching, padding, coordinates.
+//! The graphs as the pipeline sees them: batching, padding, coordinates.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use super::graph::{Graph, GraphSession, Values};
 use super::precision::full_precision;
 use super::text_tower::TextTower;
-use super::{Engine, ImageEncoder, MaskDecoder, RuntimeError};
-use crate::contract::{Bundle, DecoderSpec, EncoderSpec, GraphKind, Precision};
+use super::{Engine, ImageEncoder, MaskDecoder, RuntimeError, SizedGraphs};
+use crate::contract::{Bundle, BundleError, DecoderSpec, EncoderSpec, GraphKind, GraphSpec, Precision};
 use crate::vision::features::Features;
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::{DecodedPrompt, MASKS_PER_PROMPT};
@@ -109,55 +109,91 @@ pub struct Opened<'a> {
     pub provider: String,
     /// The variant of image encoder and mask decoder.
     pub precision: &'a Precision,
+    /// The bundle at the sizes to open beside its own; the variant has them all.
+    pub further: &'a [Bundle],
     /// Why that provider.
     pub notes: Vec<String>,
     /// Nodes by provider, where they were counted.
     pub nodes: BTreeMap<String, usize>,
 }
 
+/// A bundle at the sizes that are wanted beside its own, each once.
+///
+/// # Errors
+/// [`BundleError::NoSize`] for one that it lacks.
+pub(super) fn further(bundle: &Bundle, sides: &[usize]) -> Result<Vec<Bundle>, BundleError> {
+    let own = bundle.manifest.encoder.side;
+    let sides: BTreeSet<usize> = sides.iter().copied().filter(|&side| side != own).collect();
+    sides.into_iter().map(|side| bundle.at(side)).collect()
+}
+
+/// Image encoder and mask decoder of a bundle: what goes in and out, and the file of a variant by name.
+///
+/// # Errors
+/// [`BundleError::Value`] if no variant has that name.
+pub(super) fn per_frame(bundle: &Bundle, variant: &str) -> Result<[(GraphSpec, PathBuf); 2], BundleError> {
+    let variant = bundle.manifest.precision(Some(variant))?;
+    let one = |kind| (bundle.manifest.graph_spec(kind), bundle.dir.join(variant.file(kind)));
+    Ok([GraphKind::Encoder, GraphKind::MaskDecoder].map(one))
+}
+
 /// Builds an engine from whatever `open` returns for each graph; back ends and tests come through here.
 ///
-/// Image encoder and mask decoder are opened at once, in this order. The text encoder is opened when a text is
-/// embedded, again after each [`TextEncoder::release`]; it is always the first variant that computes in 32 bits.
+/// Image encoder and mask decoder are opened at once, in this order, those of the bundle's own size before those of the
+/// further ones. The text encoder is opened when a text is embedded, again after each [`TextEncoder::release`]; it is
+/// always the first variant that computes in 32 bits.
+///
+/// [`TextEncoder::release`]: super::TextEncoder::release
 ///
 /// # Errors
 /// The first error of `open`.
 pub fn open_with(
     bundle: &Bundle,
     opened: Opened<'_>,
-    mut open: impl FnMut(GraphKind, &Path) -> Result<Box<dyn GraphSession>, RuntimeError> + Send + 'static,
+    mut open: impl FnMut(&GraphSpec, &Path) -> Result<Box<dyn GraphSession>, RuntimeError> + Send + 'static,
 ) -> Result<Engine, RuntimeError> {
+    let precision = &opened.precision.name;
+    let mut sized = |bundle: &Bundle| {
+        let [encoder, decoder] = per_frame(bundle, precision)?;
+        let mut graph = |(spec, path): (GraphSpec, PathBuf)| {
+            let session = open(&spec, &path)?;
+            Ok::<_, RuntimeError>(Graph::new(spec, session))
+        };
+        let side = bundle.manifest.encoder.low_res_side();
+        Ok::<_, RuntimeError>(SizedGraphs {
+            encoder: Box::new(Encoder {
+                graph: graph(encoder)?,
+                spec: bundle.manifest.encoder.clone(),
+            }),
+            decoder: Box::new(Decoder {
+                graph: graph(decoder)?,
+                spec: bundle.manifest.decoder.clone(),
+                cells: side * side,
+                points: Vec::new(),
+                labels: Vec::new(),
+                masks: Vec::new(),
+                has_mask: Vec::new(),
+                logits: Vec::new(),
+                ious: Vec::new(),
+            }),
+        })
+    };
+    let SizedGraphs { encoder, decoder } = sized(bundle)?;
+    let further = opened.further.iter();
+    let further = further.map(|at| Ok((at.manifest.encoder.side, sized(at)?)));
+    let further = further.collect::<Result<_, RuntimeError>>()?;
     let manifest = &bundle.manifest;
-    let path = |kind: GraphKind, variant: &Precision| bundle.dir.join(variant.file(kind));
-    let mut graph = |kind: GraphKind| {
-        let session = open(kind, &path(kind, opened.precision))?;
-        Ok::<_, RuntimeError>(Graph::new(manifest.graph_spec(kind), session))
-    };
-    let encoder = Encoder {
-        graph: graph(GraphKind::Encoder)?,
-        spec: manifest.encoder.clone(),
-    };
-    let side = manifest.encoder.low_res_side();
-    let decoder = Decoder {
-        graph: graph(GraphKind::MaskDecoder)?,
-        spec: manifest.decoder.clone(),
-        cells: side * side,
-        points: Vec::new(),
-        labels: Vec::new(),
-        masks: Vec::new(),
-        has_mask: Vec::new(),
-        logits: Vec::new(),
-        ious: Vec::new(),
-    };
     let words = full_precision(&manifest.precision).unwrap_or(opened.precision);
-    let text_path = path(GraphKind::TextEncoder, words);
-    let text = TextTower::new(manifest, move || open(GraphKind::TextEncoder, &text_path));
+    let text_path = bundle.dir.join(words.file(GraphKind::TextEncoder));
+    let text_spec = manifest.graph_spec(GraphKind::TextEncoder);
+    let text = TextTower::new(manifest, move || open(&text_spec, &text_path));
     Ok(Engine {
-        encoder: Box::new(encoder),
-        decoder: Box::new(decoder),
+        encoder,
+        decoder,
+        further,
         text: Box::new(text),
         provider: opened.provider,
-        precision: opened.precision.name.clone(),
+        precision: precision.clone(),
         notes: opened.notes,
         nodes: opened.nodes,
     })

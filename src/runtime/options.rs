@@ -41,6 +41,10 @@ pub struct RuntimeOptions {
     pub threads: usize,
     /// Precision variant of the manifest; `None` means the best for the provider, see [`super::choose`].
     pub precision: Option<String>,
+    /// Sides of the sizes to open beside the bundle's own, in pixels; each must be one of [`Manifest::sides`].
+    ///
+    /// [`Manifest::sides`]: crate::contract::Manifest::sides
+    pub sides: Vec<usize>,
     /// Where engines and text embeddings are kept; `None` means they are made anew each time.
     pub cache: Option<PathBuf>,
 }

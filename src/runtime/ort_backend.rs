@@ -18,14 +18,14 @@ use tracing::debug;
 
 use super::engine_cache::{EngineKey, Lease, with_engines};
 use super::graph::{GraphSession, TakeOutput, Values, positions};
-use super::models::{Opened, open_with};
+use super::models::{Opened, further, open_with, per_frame};
 use super::precision::{Choice, Executor, choose};
 use super::profile_folder::ProfileFolder;
 use super::progress::{Progress, Stage};
 use super::proof::Proof;
 use super::providers::{self, TensorRtSettings};
-use super::{Engine, Provider, RuntimeError, RuntimeOptions, device, ort_library};
-use crate::contract::{Bundle, Dtype, GraphKind, GraphSpec, Precision};
+use super::{Engine, Provider, RuntimeError, RuntimeOptions, device, ort_library, sides};
+use crate::contract::{Bundle, Dtype, GraphKind, GraphSpec};
 
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
@@ -213,69 +213,86 @@ fn open_on(
     progress: &dyn Progress,
     notes: &mut Vec<String>,
 ) -> Result<Engine, RuntimeError> {
-    let choice = choose(&bundle.manifest.precision, options.precision.as_deref(), executor)?;
+    let further = further(bundle, &options.sides)?;
+    let named = options.precision.as_deref();
+    let choice = choose(&bundle.manifest.precision, named, &sides(&further), executor)?;
     let cache = options.cache.as_deref();
     if let (Some(cache), Executor::TensorRt | Executor::Cuda, true) = (cache, executor, progress.may_build()) {
         // The profile of the warm-up run goes there; where it cannot be made, the temporary files have to do.
         let _ = std::fs::create_dir_all(cache);
     }
-    let mut open = |engines: Option<&Path>| open_graphs(library, bundle, choice, executor, engines, cache);
-    let (graphs, lease) = match executor {
-        Executor::TensorRt => {
-            // Loads its libraries, so that their versions can be part of the key.
-            let probed = library.builder().and_then(|mut b| providers::probe(executor, &mut b));
-            probed.map_err(|message| unusable(executor, message))?;
-            match cache {
-                Some(cache) => {
-                    let key = engine_key(library, bundle, choice);
-                    let (graphs, lease) = with_engines(&cache.join("engines"), &key, progress, &mut open)?;
-                    (graphs, Some(Arc::new(lease)))
-                }
-                None if progress.may_build() => {
-                    progress.stage(&Stage::BuildEngine(None));
-                    (open(None)?, None)
-                }
-                None => {
-                    let path = "no cache directory".into();
-                    return Err(RuntimeError::EngineMissing { path });
-                }
-            }
+    if executor == Executor::TensorRt {
+        // Loads its libraries, so that their versions can be part of the key.
+        let probed = library.builder().and_then(|mut b| providers::probe(executor, &mut b));
+        probed.map_err(|message| unusable(executor, message))?;
+    }
+    let (mut sessions, mut proof, mut said) = (Vec::new(), None::<Proof>, Vec::new());
+    for at in std::iter::once(bundle).chain(&further) {
+        let (opened, counted, notes) = open_size(library, at, choice, executor, progress, cache)?;
+        sessions.extend(opened);
+        if let Some(counted) = counted {
+            proof.get_or_insert_default().add(&counted);
         }
-        Executor::Cuda | Executor::OrtCpu | Executor::Tract => (open(None)?, None),
-    };
-    let (mut sessions, proof, said) = graphs;
+        let new = notes.into_iter().filter(|note| !said.contains(note));
+        said.extend(new.collect::<Vec<_>>());
+    }
     let mut notes = std::mem::take(notes);
+    notes.extend(choice.note());
     notes.extend(said);
     if let Some(proof) = &proof {
         notes.push(format!("warm-up run: {}", proof.summary()));
     }
-    if let Some(lease) = &lease {
-        let origin = if lease.built { "built" } else { "loaded" };
-        let place = lease
-            .folder
-            .as_ref()
-            .map_or("memory".into(), |f| f.display().to_string());
-        notes.push(format!("engines {origin} in {place}"));
-    }
-    for session in &mut sessions {
-        session._lease.clone_from(&lease);
-    }
     let opened = Opened {
         provider: executor.name().into(),
         precision: choice.variant,
+        further: &further,
         notes,
         nodes: proof.map(|p| p.nodes).unwrap_or_default(),
     };
     let mut sessions = sessions.into_iter();
-    let (library, spec) = (library.clone(), bundle.manifest.graph_spec(GraphKind::TextEncoder));
-    open_with(bundle, opened, move |kind, path| {
-        // The two that are open already come first; the text encoder is opened when it is asked for.
-        let session = match (kind, sessions.next()) {
-            (GraphKind::TextEncoder, _) | (_, None) => library.open_on_cpu(path, &spec)?,
+    let library = library.clone();
+    open_with(bundle, opened, move |spec, path| {
+        // Those that are open already come first; the text encoder is opened when it is asked for.
+        let session = match (spec.graph, sessions.next()) {
+            (GraphKind::TextEncoder, _) | (_, None) => library.open_on_cpu(path, spec)?,
             (_, Some(session)) => session,
         };
         Ok(Box::new(session))
     })
+}
+
+/// Opens a bundle at the size it is seen at; engines of each size are kept apart, so that another size costs its own alone.
+fn open_size(
+    library: &Library,
+    at: &Bundle,
+    choice: Choice<'_>,
+    executor: Executor,
+    progress: &dyn Progress,
+    cache: Option<&Path>,
+) -> Result<Graphs, RuntimeError> {
+    let mut open = |engines: Option<&Path>| open_graphs(library, at, choice, executor, engines, cache);
+    if executor != Executor::TensorRt {
+        return open(None);
+    }
+    let Some(cache) = cache else {
+        if !progress.may_build() {
+            let path = "no cache directory".into();
+            return Err(RuntimeError::EngineMissing { path });
+        }
+        progress.stage(&Stage::BuildEngine(None));
+        return open(None);
+    };
+    let key = engine_key(library, at, choice);
+    let ((mut sessions, proof, mut notes), lease) = with_engines(&cache.join("engines"), &key, progress, &mut open)?;
+    let origin = if lease.built { "built" } else { "loaded" };
+    let folder = lease.folder.as_ref();
+    let place = folder.map_or("memory".into(), |f| f.display().to_string());
+    notes.push(format!("engines {origin} in {place}"));
+    let lease = Arc::new(lease);
+    for session in &mut sessions {
+        session._lease = Some(Arc::clone(&lease));
+    }
+    Ok((sessions, proof, notes))
 }
 
 fn unusable(executor: Executor, message: String) -> RuntimeError {
@@ -285,11 +302,11 @@ fn unusable(executor: Executor, message: String) -> RuntimeError {
     }
 }
 
-fn engine_key(library: &Library, bundle: &Bundle, choice: Choice<'_>) -> EngineKey {
+fn engine_key(library: &Library, at: &Bundle, choice: Choice<'_>) -> EngineKey {
     let half = if choice.half { "+fp16" } else { "" };
     EngineKey {
-        bundle: bundle.hash.clone(),
-        precision: format!("{}{half}", choice.variant.name),
+        bundle: at.hash.clone(),
+        precision: format!("{}{half} at {}", choice.variant.name, at.manifest.encoder.side),
         device: device::gpu(Path::new("/")).unwrap_or_else(|| "unknown".into()),
         onnx_runtime: format!("{} {}", library.version(), ort::info()),
         tensorrt: device::engine_versions(&device::loaded_now()),
@@ -301,30 +318,22 @@ type Graphs = (Vec<OrtSession>, Option<Proof>, Vec<String>);
 /// Opens image encoder and mask decoder; on a GPU with proof that it does the work, whose profile is written in `cache`.
 fn open_graphs(
     library: &Library,
-    bundle: &Bundle,
+    at: &Bundle,
     choice: Choice<'_>,
     executor: Executor,
     engines: Option<&Path>,
     cache: Option<&Path>,
 ) -> Result<Graphs, RuntimeError> {
     let (mut sessions, mut proof, mut notes) = (Vec::new(), None::<Proof>, Vec::new());
-    for kind in [GraphKind::Encoder, GraphKind::MaskDecoder] {
-        let path = bundle.dir.join(choice.variant.file(kind));
-        let spec = bundle.manifest.graph_spec(kind);
+    for (spec, path) in per_frame(at, &choice.variant.name)? {
         if executor == Executor::OrtCpu {
             sessions.push(library.open_on_cpu(&path, &spec)?);
             continue;
         }
-        let failed = |message: String| unusable(executor, format!("{}: {message}", kind.name()));
+        let name = spec.graph.name();
+        let failed = |message: String| unusable(executor, format!("{name}: {message}"));
         let mut builder = library.builder().map_err(failed)?;
-        let said = register(
-            &mut builder,
-            executor,
-            choice.variant,
-            choice.half,
-            kind.name(),
-            engines,
-        );
+        let said = register(&mut builder, executor, choice, name, engines);
         let said = said.map_err(|message| unusable(executor, message))?;
         let profile = ProfileFolder::new(cache).map_err(failed)?;
         let builder = builder
@@ -350,15 +359,15 @@ fn open_graphs(
 fn register(
     builder: &mut SessionBuilder,
     executor: Executor,
-    variant: &Precision,
-    half: bool,
+    choice: Choice<'_>,
     graph: &'static str,
     engines: Option<&Path>,
 ) -> Result<Vec<String>, String> {
     match executor {
-        Executor::TensorRt => {
-            providers::register_tensor_rt(builder, &TensorRtSettings::new(engines, graph, variant, half))
-        }
+        Executor::TensorRt => providers::register_tensor_rt(
+            builder,
+            &TensorRtSettings::new(engines, graph, choice.variant, choice.half),
+        ),
         Executor::Cuda => providers::register_cuda(builder).map(|()| Vec::new()),
         Executor::OrtCpu | Executor::Tract => Ok(Vec::new()),
     }

@@ -3,6 +3,7 @@
 //! A pure choice, so that it can be read as a table: tract computes in 32 bits only (8-bit graphs come out inexact and
 //! 16-bit ones do not open there); CUDA gains from a 16-bit graph; TensorRT wants an 8-bit one, and otherwise makes its
 //! own 16-bit engine out of the default graph. A variant that the user names overrides all of that.
+//! Whatever is chosen has every size that is wanted.
 
 use crate::contract::{Compute, Precision};
 
@@ -39,6 +40,17 @@ pub struct Choice<'a> {
     pub variant: &'a Precision,
     /// Whether TensorRT may compute in 16 bits; without meaning elsewhere.
     pub half: bool,
+    /// The variant that would have been chosen if it had every wanted size.
+    pub passed_over: Option<&'a str>,
+}
+
+impl Choice<'_> {
+    /// Why not the variant that is best for the executor.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        let name = self.passed_over?;
+        Some(format!("precision {name} passed over: it lacks a wanted size"))
+    }
 }
 
 /// Why no variant can be chosen.
@@ -51,6 +63,16 @@ pub enum PrecisionError {
         found: String,
         /// The names that exist.
         known: String,
+    },
+    /// The variant was not made at a size.
+    #[error("precision {name:?} has no size of {side} pixels; of the bundle's, {having} has it")]
+    NoSize {
+        /// Name of the variant.
+        name: String,
+        /// The side that is wanted.
+        side: usize,
+        /// The names of those that have it.
+        having: String,
     },
     /// The back end computes such a graph wrongly or not at all.
     #[error(
@@ -85,20 +107,28 @@ pub fn full_precision(variants: &[Precision]) -> Option<&Precision> {
     variants.iter().find(|v| v.compute == Compute::Fp32)
 }
 
-/// Chooses the variant for an executor; `named` is the user's wish.
+/// Chooses the variant for an executor; `named` is the user's wish, `sides` are sizes beside the bundle's own that it must have.
 ///
 /// # Errors
 /// [`PrecisionError`] if the wish cannot be had, or tract finds nothing that it runs exactly.
 pub fn choose<'a>(
     variants: &'a [Precision],
     named: Option<&str>,
+    sides: &[usize],
     executor: Executor,
 ) -> Result<Choice<'a>, PrecisionError> {
+    let lacking = |v: &Precision| sides.iter().copied().find(|&side| v.at(side).is_none());
+    let has = |v: &&Precision| lacking(v).is_none();
     // A variant that was written against the quality gate is for those who name it, or where nothing else is.
-    let passed = |v: &&Precision| !v.measured.as_ref().is_some_and(|m| m.forced);
-    let default = variants.iter().find(passed).or(variants.first());
-    let default = default.ok_or(PrecisionError::Empty)?;
+    let passed = |v: &&Precision| has(v) && !v.measured.as_ref().is_some_and(|m| m.forced);
+    let any = variants.first().ok_or(PrecisionError::Empty)?;
+    let default = variants
+        .iter()
+        .find(passed)
+        .or(variants.iter().find(has))
+        .unwrap_or(any);
     let first = |compute| variants.iter().filter(passed).find(|v| v.compute == compute);
+    let full = || variants.iter().filter(has).find(|v| v.compute == Compute::Fp32);
     let variant = match (named, executor) {
         (Some(name), _) => variants
             .iter()
@@ -107,12 +137,17 @@ pub fn choose<'a>(
                 found: name.to_owned(),
                 known: names(variants, |_| true),
             })?,
-        (None, Executor::Tract | Executor::OrtCpu) => {
-            first(Compute::Fp32).or(full_precision(variants)).unwrap_or(default)
-        }
+        (None, Executor::Tract | Executor::OrtCpu) => first(Compute::Fp32).or_else(full).unwrap_or(default),
         (None, Executor::Cuda) => first(Compute::Fp16).unwrap_or(default),
         (None, Executor::TensorRt) => first(Compute::Int8).unwrap_or(default),
     };
+    if let Some(side) = lacking(variant) {
+        return Err(PrecisionError::NoSize {
+            name: variant.name.clone(),
+            side,
+            having: names(variants, |v| v.at(side).is_some()),
+        });
+    }
     if executor == Executor::Tract && variant.compute != Compute::Fp32 {
         return Err(PrecisionError::Unsuitable {
             executor: executor.name(),
@@ -123,7 +158,17 @@ pub fn choose<'a>(
     }
     // Whoever names a 32-bit variant wants 32 bits: the way out where TensorRT's own fp16 loses too much.
     let half = named.is_none() || variant.compute != Compute::Fp32;
-    Ok(Choice { variant, half })
+    let best = if sides.is_empty() {
+        Some(variant)
+    } else {
+        choose(variants, named, &[], executor).ok().map(|choice| choice.variant)
+    };
+    let passed_over = best.map(|best| best.name.as_str()).filter(|name| *name != variant.name);
+    Ok(Choice {
+        variant,
+        half,
+        passed_over,
+    })
 }
 
 fn names(variants: &[Precision], keep: impl Fn(&Precision) -> bool) -> String {
@@ -138,7 +183,7 @@ fn names(variants: &[Precision], keep: impl Fn(&Precision) -> bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::Measured;
+    use crate::contract::{Measured, SizeFiles};
 
     fn variants(list: &[(&str, Compute)]) -> Vec<Precision> {
         let one = |&(name, compute): &(&str, Compute)| Precision {
@@ -149,6 +194,7 @@ mod tests {
             text_encoder: String::new(),
             relative_error: Default::default(),
             mean_iou_change: None,
+            size: Vec::new(),
             measured: None,
         };
         list.iter().map(one).collect()
@@ -178,7 +224,7 @@ mod tests {
             (&all, Some("stored"), TensorRt, "stored", false),
             (&all, Some("half"), TensorRt, "half", true),
         ] {
-            let choice = choose(bundle, named, executor).unwrap();
+            let choice = choose(bundle, named, &[], executor).unwrap();
             assert_eq!(
                 (choice.variant.name.as_str(), choice.half),
                 (name, half),
@@ -216,7 +262,7 @@ mod tests {
             // Nothing else is there.
             (&all[..1], None, Cuda, "half"),
         ] {
-            let choice = choose(bundle, named, executor).unwrap();
+            let choice = choose(bundle, named, &[], executor).unwrap();
             assert_eq!(choice.variant.name, name, "{named:?} {executor:?}");
         }
     }
@@ -229,22 +275,46 @@ mod tests {
             ("eight", Compute::Int8),
         ]);
         for (name, compute) in [("half", "fp16"), ("eight", "int8")] {
-            let error = choose(&all, Some(name), Executor::Tract).unwrap_err().to_string();
+            let error = choose(&all, Some(name), &[], Executor::Tract).unwrap_err().to_string();
             assert!(
                 error.contains(&format!("{name:?}, which computes in {compute}; it can run stored, or")),
                 "{error}"
             );
         }
         let none = variants(&[("eight", Compute::Int8)]);
-        let error = choose(&none, None, Executor::Tract).unwrap_err().to_string();
+        let error = choose(&none, None, &[], Executor::Tract).unwrap_err().to_string();
         assert!(error.contains("none of the bundle's"), "{error}");
     }
 
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let all = variants(&[("stored", Compute::Fp32), ("half", Compute::Fp16)]);
-        let error = choose(&all, Some("fp8"), Executor::Cuda).unwrap_err().to_string();
+        let error = choose(&all, Some("fp8"), &[], Executor::Cuda).unwrap_err().to_string();
         assert_eq!(error, "precision \"fp8\" is not in the bundle; it holds stored, half");
-        assert_eq!(choose(&[], None, Executor::Cuda), Err(PrecisionError::Empty));
+        assert_eq!(choose(&[], None, &[], Executor::Cuda), Err(PrecisionError::Empty));
+    }
+
+    #[test]
+    fn a_variant_that_lacks_a_wanted_size_is_passed_over_and_refused_by_name() {
+        use Compute::{Fp32, Int8};
+        let mut all = variants(&[("eight", Int8), ("stored", Fp32), ("plain", Fp32)]);
+        all[2].size = vec![SizeFiles {
+            side: 224,
+            encoder: "e.onnx".into(),
+            mask_decoder: "m.onnx".into(),
+        }];
+        for (executor, name, best) in [
+            (Executor::TensorRt, "plain", "eight"),
+            (Executor::Tract, "plain", "stored"),
+            (Executor::OrtCpu, "plain", "stored"),
+        ] {
+            let choice = choose(&all, None, &[224], executor).unwrap();
+            assert_eq!((choice.variant.name.as_str(), choice.passed_over), (name, Some(best)));
+        }
+        let error = choose(&all, Some("eight"), &[224], Executor::OrtCpu);
+        let expected = "precision \"eight\" has no size of 224 pixels; of the bundle's, plain has it";
+        assert_eq!(error.unwrap_err().to_string(), expected);
+        let error = choose(&all[..2], None, &[224], Executor::OrtCpu).unwrap_err();
+        assert!(matches!(error, PrecisionError::NoSize { side: 224, .. }), "{error}");
     }
 }

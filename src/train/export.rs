@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::contract::{
-    Bundle, BundleError, Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Precision, TextSpec,
+    Bundle, BundleError, Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, Manifest, Precision, Size,
+    SizeFiles, TextSpec,
 };
 use crate::text::tokenizer::{STANDARD_MERGES, TextError, standard_merges};
 use crate::train::feed::NORMALISATION;
 use crate::train::model::prompt_encoder::Prompts;
-use crate::train::model::{clip, encode, inventory, mask_decoder};
+use crate::train::model::{clip, encode, inventory, mask_decoder, resize};
 use crate::train::onnx::{Recorder, Storage};
 use crate::train::ops::Ops;
 use crate::train::recipe::Recipe;
@@ -40,7 +41,7 @@ pub enum ExportError {
 const MERGES_FILE: &str = "merges.txt";
 
 /// Writes the bundle of `weights` to `folder`, weights stored as `storage` says, and reads it back. The weights are those
-/// of the recipe's last stage.
+/// of the recipe's last stage; for further sizes their position tables are resized.
 ///
 /// # Errors
 /// [`ExportError`] if the weights do not fit the recipe or a file cannot be written.
@@ -58,6 +59,19 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
     };
     write("encoder.onnx", &encoder_graph(recipe, weights, storage))?;
     write("mask_decoder.onnx", &decoder_graph(recipe, weights, storage))?;
+    let further = recipe.export.sizes.iter().map(|&side| SizeFiles {
+        side,
+        encoder: format!("encoder.{side}.onnx"),
+        mask_decoder: format!("mask_decoder.{side}.onnx"),
+    });
+    let further: Vec<SizeFiles> = further.collect();
+    for files in &further {
+        let mut sized = recipe.clone();
+        sized.sam.image_size = files.side;
+        let weights = &resize::positions(weights, &recipe.sam, &sized.sam);
+        write(&files.encoder, &encoder_graph(&sized, weights, storage))?;
+        write(&files.mask_decoder, &decoder_graph(&sized, weights, storage))?;
+    }
     write("text_encoder.onnx", &text_graph(recipe, weights, storage))?;
     let shortened = recipe.merges < STANDARD_MERGES;
     if shortened {
@@ -86,6 +100,11 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
         },
         merges: shortened.then_some(recipe.merges),
     };
+    let sizes = recipe.export.sizes.iter().map(|&side| Size {
+        side,
+        patch_grid: config.patch_grid(side),
+        calibration: None,
+    });
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
         name: recipe.name.clone(),
@@ -107,8 +126,10 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
             text_encoder: "text_encoder.onnx".into(),
             relative_error: std::collections::BTreeMap::new(),
             mean_iou_change: None,
+            size: further,
             measured: None,
         }],
+        size: sizes.collect(),
         source: recipe.export.source.clone(),
         files: std::collections::BTreeMap::new(),
     };

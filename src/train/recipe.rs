@@ -331,6 +331,9 @@ pub struct ExportConfig {
     pub background: Vec<String>,
     /// Default score threshold, 0-1.
     pub threshold: f32,
+    /// Sides in pixels of further sizes, from the same weights with the position tables resized.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<usize>,
     /// What the weights come from, and its terms.
     #[serde(default)]
     pub source: Vec<Source>,
@@ -396,7 +399,7 @@ impl Recipe {
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
         let grid = |side: usize| side / 16;
         let pools = |side: usize| grid(side) == self.merged().patch_grid(side) || grid(side).is_multiple_of(2);
-        let rules: [(&'static str, bool, String, String); 20] = [
+        let rules: [(&'static str, bool, String, String); 21] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -554,6 +557,17 @@ impl Recipe {
                 ),
                 "at least 3 points, 1 prompt and 1 text".into(),
             ),
+            (
+                "export.sizes",
+                self.export.sizes.iter().enumerate().all(|(index, &side)| {
+                    let other = side != adapted && !self.export.sizes[..index].contains(&side);
+                    other && size(side) && pools(side)
+                }),
+                format!("{:?}", self.export.sizes),
+                format!(
+                    "other sides than {adapted}, each once, multiples of 16 of at least 32 that the CLIP head can pool"
+                ),
+            ),
         ];
         for (what, holds, found, expected) in rules {
             if !holds {
@@ -630,9 +644,10 @@ mod tests {
     #[test]
     fn a_checkpoint_is_bound_to_what_decides_it_and_nothing_later() {
         type Change = fn(&mut Recipe);
-        let changes: [(Change, Option<StageName>); 6] = [
+        let changes: [(Change, Option<StageName>); 7] = [
             (|r| r.export.threshold = 0.4, None),
             (|r| r.name = "other".into(), None),
+            (|r| r.export.sizes = vec![96], None),
             (|r| r.adapt = None, Some(StageName::Adapt)),
             (|r| r.distill.steps += 1, Some(StageName::Distill)),
             (|r| r.clip_teacher.layers += 1, Some(StageName::TeachClip)),
@@ -656,7 +671,7 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_refused_by_name() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 7] = [
+        let cases: [(Spoil, &str); 10] = [
             (
                 |r| r.adapt.as_mut().unwrap().image_size = 100,
                 "adapt.image_size: found 100, expected a multiple of 16",
@@ -676,6 +691,15 @@ mod tests {
                 |r| (r.probe.repeat, r.probe.prompts) = (Some(9), 2),
                 "in [probe] with 2 prompts",
             ),
+            (
+                |r| r.export.sizes = vec![320],
+                "export.sizes: found [320], expected other sides than 320",
+            ),
+            (
+                |r| r.export.sizes = vec![224, 224],
+                "export.sizes: found [224, 224], expected other sides than 320, each once",
+            ),
+            (|r| r.export.sizes = vec![230], "export.sizes: found [230]"),
         ];
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");

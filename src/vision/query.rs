@@ -29,8 +29,8 @@ pub struct Queries {
     embeddings: Vec<f32>,
     /// `[B, D]`, unit norm.
     background: Vec<f32>,
-    /// Score thresholds of the queries, in (0, 1).
-    thresholds: Vec<f32>,
+    /// Score thresholds of the queries, in (0, 1); `None` for the one of the model's calibration.
+    thresholds: Vec<Option<f32>>,
     width: usize,
 }
 
@@ -89,13 +89,13 @@ pub fn mean_embedding(embeddings: &[f32], width: usize) -> Result<Vec<f32>, Quer
 impl Queries {
     /// Checked queries.
     ///
-    /// * `queries` — one `(embedding [D], threshold)` each, unit norm
+    /// * `queries` — one `(embedding [D], threshold)` each, unit norm; no threshold means the model's at the size in use
     /// * `background` — one embedding `[D]` per background prompt, unit norm; one that means the same as a query does not
     ///   compete, unless no other is left
     ///
     /// # Errors
     /// [`QueryError`] for a wrong width, an impossible threshold, or no background.
-    pub fn new(width: usize, queries: &[(Vec<f32>, f32)], background: &[Vec<f32>]) -> Result<Self, QueryError> {
+    pub fn new(width: usize, queries: &[(Vec<f32>, Option<f32>)], background: &[Vec<f32>]) -> Result<Self, QueryError> {
         if background.is_empty() {
             return Err(QueryError::NoBackground);
         }
@@ -109,7 +109,7 @@ impl Queries {
             }
         }
         for (index, &(_, found)) in queries.iter().enumerate() {
-            if !(found > 0.0 && found < 1.0) {
+            if let Some(found) = found.filter(|found| !(*found > 0.0 && *found < 1.0)) {
                 return Err(QueryError::Threshold { index, found });
             }
         }
@@ -209,7 +209,11 @@ pub fn score(
         letterbox,
         valid,
         logits,
-        thresholds: queries.thresholds.clone(),
+        thresholds: queries
+            .thresholds
+            .iter()
+            .map(|own| own.unwrap_or(manifest.calibration.threshold))
+            .collect(),
     })
 }
 
@@ -239,6 +243,12 @@ impl ScoreMap {
     #[must_use]
     pub fn queries(&self) -> usize {
         self.thresholds.len()
+    }
+
+    /// Score from which on each query is present, in (0, 1).
+    #[must_use]
+    pub fn thresholds(&self) -> &[f32] {
+        &self.thresholds
     }
 
     /// How the frame lies in the model's square.
@@ -308,6 +318,7 @@ mod tests {
             text,
             calibration: Calibration::default(),
             precision: vec![],
+            size: vec![],
             source: vec![],
             files: Default::default(),
         }
@@ -324,7 +335,7 @@ mod tests {
             features.patch_embeddings[class * GRID * GRID + p] = 1.0;
         }
         let unit = |i: usize| (0..3).map(|j| f32::from(u8::from(i == j))).collect::<Vec<_>>();
-        let queries = Queries::new(3, &[(unit(0), 0.5), (unit(1), 0.5)], &[unit(2)]).unwrap();
+        let queries = Queries::new(3, &[(unit(0), None), (unit(1), Some(0.5))], &[unit(2)]).unwrap();
         let manifest = Manifest {
             calibration,
             ..manifest()
@@ -430,7 +441,7 @@ mod tests {
         let (road, sky) = (vec![1.0, 0.0], vec![0.0, 1.0]);
         let street = vec![0.95, (1.0f32 - 0.95 * 0.95).sqrt()];
         let background = |queries: &[Vec<f32>], prompts: &[Vec<f32>]| {
-            let queries: Vec<_> = queries.iter().map(|q| (q.clone(), 0.5)).collect();
+            let queries: Vec<_> = queries.iter().map(|q| (q.clone(), None)).collect();
             Queries::new(2, &queries, prompts).unwrap().background
         };
         let (only, two) = ([street.clone()], [street.clone(), sky.clone()]);
@@ -447,15 +458,15 @@ mod tests {
     fn embeddings_of_another_model_are_refused() {
         let unit = vec![1.0, 0.0];
         assert!(matches!(
-            Queries::new(3, &[(unit.clone(), 0.5)], &[vec![0.0; 3]]),
+            Queries::new(3, &[(unit.clone(), None)], &[vec![0.0; 3]]),
             Err(QueryError::Width { .. })
         ));
         assert!(matches!(
-            Queries::new(2, &[(unit.clone(), 1.0)], std::slice::from_ref(&unit)),
+            Queries::new(2, &[(unit.clone(), Some(1.0))], std::slice::from_ref(&unit)),
             Err(QueryError::Threshold { .. })
         ));
         assert_eq!(
-            Queries::new(2, &[(unit, 0.5)], &[]).unwrap_err(),
+            Queries::new(2, &[(unit, None)], &[]).unwrap_err(),
             QueryError::NoBackground
         );
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use prost::Message;
 use samclip::contract::{
     Bundle, Calibration, Compute, DecoderSpec, EncoderSpec, FORMAT_VERSION, GraphKind, Manifest,
-    OPENAI_CLIP_VOCABULARY, Precision, Source, TensorSpec, TextSpec,
+    OPENAI_CLIP_VOCABULARY, Precision, Size, SizeFiles, Source, TensorSpec, TextSpec,
 };
 use samclip::text::tokenizer::Tokenizer;
 use tract_onnx::pb::{
@@ -20,6 +20,9 @@ use tract_onnx::pb::{
 };
 
 pub const SIDE: usize = 96;
+
+/// Side of the bundle's further size.
+pub const SMALL: usize = 64;
 
 /// Writes `manifest.toml` and the three graphs.
 pub fn write(dir: &Path) -> Bundle {
@@ -57,7 +60,17 @@ pub fn write(dir: &Path) -> Bundle {
             text_encoder: "text_encoder.onnx".into(),
             relative_error: Default::default(),
             mean_iou_change: None,
+            size: vec![SizeFiles {
+                side: SMALL,
+                encoder: "encoder.small.onnx".into(),
+                mask_decoder: "mask_decoder.small.onnx".into(),
+            }],
             measured: None,
+        }],
+        size: vec![Size {
+            side: SMALL,
+            patch_grid: SMALL / 16,
+            calibration: None,
         }],
         source: vec![Source {
             name: "written by a test".into(),
@@ -66,14 +79,16 @@ pub fn write(dir: &Path) -> Bundle {
         }],
         files: Default::default(),
     };
-    for (kind, graph) in [
-        (GraphKind::Encoder, encoder_graph()),
-        (GraphKind::MaskDecoder, decoder_graph(4 * SIDE / 16)),
-        (GraphKind::TextEncoder, text_graph()),
-    ] {
-        let spec = manifest.graph_spec(kind);
-        let bytes = model(graph, &spec.inputs, &spec.outputs);
-        std::fs::write(dir.join(manifest.precision[0].file(kind)), bytes).unwrap();
+    for manifest in [&manifest, &manifest.at(SMALL).unwrap()] {
+        for (kind, graph) in [
+            (GraphKind::Encoder, encoder_graph()),
+            (GraphKind::MaskDecoder, decoder_graph()),
+            (GraphKind::TextEncoder, text_graph()),
+        ] {
+            let spec = manifest.graph_spec(kind);
+            let bytes = model(graph, &spec.inputs, &spec.outputs);
+            std::fs::write(dir.join(manifest.precision[0].file(kind)), bytes).unwrap();
+        }
     }
     manifest.write(dir).unwrap()
 }
@@ -134,7 +149,7 @@ fn encoder_graph() -> Parts {
     p
 }
 
-fn decoder_graph(_low_res_side: usize) -> Parts {
+fn decoder_graph() -> Parts {
     let mut p = Parts::default();
     p.node("Concat", &["mask_input"; 4], "low_res_logits", vec![int("axis", 1)]);
     p.node(

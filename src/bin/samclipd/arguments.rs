@@ -229,6 +229,7 @@ impl RuntimeArgs {
             ort_library: None,
             threads: self.threads,
             precision: self.precision.clone(),
+            sides: Vec::new(),
             cache: cache_dir(self.cache_dir.as_deref()),
         }
     }

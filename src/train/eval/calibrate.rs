@@ -22,6 +22,9 @@ pub struct Options {
     /// Bundle folder; its manifest is rewritten.
     #[arg(long)]
     pub bundle: PathBuf,
+    /// Side in pixels of the bundle's size whose threshold is chosen; the bundle's own if not given.
+    #[arg(long, value_name = "PIXELS")]
+    pub side: Option<usize>,
     /// WebDataset tars or globs of them, with class masks.
     #[arg(long, num_args = 1.., required = true)]
     pub data: Vec<String>,
@@ -40,8 +43,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<(f32, String)> {
     let bundle = Manifest::read(&options.bundle)?;
     let dataset = open_data(&options.data, None)?;
-    let mut engine = runtime::open(&bundle, &RuntimeOptions::default())?;
-    let found = presence(&mut engine, &bundle, &dataset, Split::Train, options.photos)?;
+    let side = options.side.unwrap_or(bundle.manifest.encoder.side);
+    let sized = bundle.at(side)?;
+    let mut engine = runtime::open(&sized, &RuntimeOptions::default())?;
+    let found = presence(&mut engine, &sized, &dataset, Split::Train, options.photos)?;
     ensure!(
         found.photos > 0,
         "{:?}: no training photo with a class mask",
@@ -49,10 +54,10 @@ pub fn run(options: &Options) -> Result<(f32, String)> {
     );
     let threshold = choose(&found, options.alarms)?;
     let mut manifest = bundle.manifest.clone();
-    manifest.calibration.threshold = threshold;
+    manifest.calibration_at(side)?.threshold = threshold;
     manifest.write(&options.bundle)?;
     let protocol = format!(
-        "{} training photos; at most {} alarms asked for",
+        "{} training photos at {side} px; at most {} alarms asked for",
         found.photos, options.alarms
     );
     Ok((threshold, found.section(&bundle.manifest.name, &protocol).markdown()))

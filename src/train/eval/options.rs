@@ -13,6 +13,9 @@ pub struct Options {
     /// Bundle folders; one column each.
     #[arg(long, value_name = "DIR", num_args = 1..)]
     pub bundle: Vec<PathBuf>,
+    /// Sides in pixels of the bundles' sizes to measure; one column each. The bundles' own size without any.
+    #[arg(long, value_name = "PIXELS", num_args = 1.., requires = "bundle")]
+    pub side: Vec<usize>,
     /// Recipe of --checkpoint, of the teachers, and of the figures of cost.
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,

@@ -271,8 +271,7 @@ impl Photo<'_> {
 
     /// The names as queries, against the background prompts that are not among them; all of those if none is left.
     fn queries(&self, names: &[&str]) -> Result<Queries, EvalError> {
-        let own = self.manifest.calibration.threshold;
-        let asked: Vec<_> = names.iter().map(|n| (self.words.get(n).to_vec(), own)).collect();
+        let asked: Vec<_> = names.iter().map(|n| (self.words.get(n).to_vec(), None)).collect();
         let against = competitors(self.manifest, names);
         let against: Vec<_> = against.iter().map(|b| self.words.get(b).to_vec()).collect();
         Ok(Queries::new(self.manifest.encoder.embed_dim, &asked, &against)?)

@@ -51,7 +51,7 @@ pub fn queries<N: AsRef<str>>(
     let width = manifest.encoder.embed_dim;
     let mut asked = Vec::new();
     for name in names {
-        asked.push((embed(text, tokenizer, name.as_ref(), width, templates)?, 0.5));
+        asked.push((embed(text, tokenizer, name.as_ref(), width, templates)?, Some(0.5)));
     }
     let mut background = Vec::new();
     for name in competitors(manifest, names) {

@@ -115,7 +115,9 @@ impl Staging {
                 for stale in [&old.encoder, &old.mask_decoder, &old.text_encoder] {
                     manifest.files.remove(stale);
                 }
-                *old = precision;
+                // Its graphs at further sizes are of the same weights and stay.
+                let size = std::mem::take(&mut old.size);
+                *old = Precision { size, ..precision };
             }
             None => manifest.precision.push(precision),
         }

@@ -90,6 +90,7 @@ impl Runner {
         let opened = Opened {
             provider: self.name.into(),
             precision: bundle.manifest.precision(None)?,
+            further: &[],
             notes: Vec::new(),
             nodes: BTreeMap::new(),
         };
@@ -104,7 +105,8 @@ impl Runner {
             let taps = taps.clone();
             sessions.push((*kind, Tapped { inner, spec, taps }));
         }
-        let engine = open_with(bundle, opened, move |kind, _| {
+        let engine = open_with(bundle, opened, move |spec, _| {
+            let kind = spec.graph;
             Ok(match sessions.iter().position(|(k, _)| *k == kind) {
                 Some(at) => Box::new(sessions.swap_remove(at).1),
                 None => Box::new(Closed(kind)),

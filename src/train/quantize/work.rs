@@ -281,6 +281,7 @@ impl Work<'_> {
             text_encoder: names[2].clone(),
             relative_error: errors.map(|(n, &e)| (n.clone(), rounded(finite(e)))).collect(),
             mean_iou_change: row.loss.iou_change().map(rounded),
+            size: Vec::new(),
             measured: Some(Measured {
                 reference: self.reference.into(),
                 photos: row.loss.photos,

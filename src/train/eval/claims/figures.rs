@@ -142,6 +142,7 @@ pub(super) fn open_at(recipe: &Recipe, weights: &Weights, side: usize, data: &Da
     let mut sized = recipe.clone();
     sized.sam.image_size = side;
     sized.adapt = None;
+    sized.export.sizes.clear();
     let weights = resize::positions(weights, &recipe.sam, &sized.sam);
     let folder = tempfile::tempdir().map_err(EvalError::temporary)?;
     let bundle = export::bundle(&sized, &weights, folder.path(), Storage::Single)?;
@@ -182,7 +183,11 @@ fn segmentation(model: &mut Segmenter, data: &Data) -> Result<[f64; 3], EvalErro
         .map(str::to_owned)
         .collect();
     let mut remembering = Remembering { model, words };
-    let asked: Vec<_> = remembering.names(&classes)?.into_iter().map(|e| (e, 0.5)).collect();
+    let asked: Vec<_> = remembering
+        .names(&classes)?
+        .into_iter()
+        .map(|e| (e, Some(0.5)))
+        .collect();
     let queries = Queries::new(manifest.encoder.embed_dim, &asked, &remembering.names(&against)?)?;
     let found = semantic_by(queries, &classes, model, dataset, Some(Split::Validation), data.limit)?;
     Ok(found.means())

@@ -42,9 +42,17 @@ impl Models {
             let bundle = Manifest::read(folder)?;
             let name = format!("{} {}", bundle.manifest.name, bundle.id());
             let origin = folder.display().to_string();
-            models
-                .students
-                .push(Segmenter::open(&name, &origin, bundle, runtime, None)?);
+            let mut add = |name: &str, bundle| {
+                let student = Segmenter::open(name, &origin, bundle, runtime, None)?;
+                models.students.push(student);
+                Ok::<_, EvalError>(())
+            };
+            if options.side.is_empty() {
+                add(&name, bundle.clone())?;
+            }
+            for &side in &options.side {
+                add(&format!("{name} {side} px"), bundle.at(side)?)?;
+            }
         }
         let Some(recipe) = recipe else { return Ok(models) };
         for path in &options.checkpoint {
@@ -170,7 +178,7 @@ pub(super) fn at_stage_2(recipe: &Recipe) -> Recipe {
     }
 }
 
-/// Weights as a bundle in a folder that goes when the model goes.
+/// Weights as a bundle of one size in a folder that goes when the model goes.
 fn temporary(
     name: &str,
     origin: &str,
@@ -179,6 +187,8 @@ fn temporary(
     runtime: &RuntimeOptions,
 ) -> Result<Segmenter, EvalError> {
     let folder = tempfile::tempdir().map_err(EvalError::temporary)?;
-    let bundle = export::bundle(recipe, weights, folder.path(), Storage::Half)?;
+    let mut recipe = recipe.clone();
+    recipe.export.sizes.clear();
+    let bundle = export::bundle(&recipe, weights, folder.path(), Storage::Half)?;
     Segmenter::open(name, origin, bundle, runtime, Some(folder))
 }
