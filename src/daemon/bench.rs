@@ -74,6 +74,8 @@ pub struct Bench {
     pub provider: String,
     /// Variant of the graphs.
     pub precision: String,
+    /// Side of the model's input, pixels.
+    pub side: usize,
     /// Frames counted.
     pub frames: usize,
     /// Queries asked.
@@ -176,6 +178,7 @@ fn figures(pipeline: &Pipeline, queries: usize, laps: &[Lap], added: &mut [f64],
         model: pipeline.model().into(),
         provider: pipeline.provider().into(),
         precision: pipeline.precision().into(),
+        side: pipeline.manifest().encoder.side,
         frames: laps.len(),
         queries,
         frame_ms: quantile(&mut whole, 0.5),
@@ -224,8 +227,9 @@ fn quantile(values: &mut [f64], share: f64) -> f64 {
 fn print(result: &Bench, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(
         out,
-        "model {}, provider {}, precision {}; {} frames, {} queries\n\n{:<12} {:>10} {:>10} {:>7}",
+        "model {}, {} pixels, provider {}, precision {}; {} frames, {} queries\n\n{:<12} {:>10} {:>10} {:>7}",
         result.model,
+        result.side,
         result.provider,
         result.precision,
         result.frames,

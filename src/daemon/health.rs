@@ -9,12 +9,14 @@ use crate::message::topic::CameraId;
 use crate::publish::mqtt::PublishStats;
 
 use super::pipeline::{Detections, Pipeline};
+use super::report::clip;
 use super::view::SourceCounts;
 
 /// Frames of one camera.
 #[derive(Default)]
 struct Frames {
     all: u64,
+    looks: BTreeMap<usize, u64>,
     in_period: u64,
 }
 
@@ -41,6 +43,9 @@ impl Health {
         let frames = self.frames.entry(slot).or_default();
         frames.all += 1;
         frames.in_period += 1;
+        for side in found.looks() {
+            *frames.looks.entry(side).or_default() += 1;
+        }
         for (stage, time) in found.times.by_name() {
             *self.stages.entry(stage).or_default() += time;
         }
@@ -73,10 +78,12 @@ impl Health {
         let seconds = now.since(self.since).as_secs_f32().max(1e-3);
         let all = self.frames.values().map(|frames| frames.in_period).sum::<u64>().max(1) as f32;
         let camera = |(id, slot, counts): (&CameraId, usize, SourceCounts)| {
-            let (frames, in_period) = self.frames.get(&slot).map_or((0, 0), |f| (f.all, f.in_period));
+            let counted = self.frames.get(&slot);
+            let looks = counted.iter().flat_map(|frames| &frames.looks);
             let stats = CameraStats {
-                fps: in_period as f32 / seconds,
-                frames,
+                fps: counted.map_or(0.0, |frames| frames.in_period as f32 / seconds),
+                frames: counted.map_or(0, |frames| frames.all),
+                looks: looks.map(|(&side, &count)| (clip(side), count)).collect(),
                 skipped: counts.skipped,
                 still: counts.still,
                 lost: counts.lost,

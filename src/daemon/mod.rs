@@ -1,6 +1,6 @@
 //! The program: the only place that knows every part and puts them together.
 //!
-//! [`config`] is the file a user writes. [`pipeline`] is one frame through all stages; [`segment`], [`demo`] and
+//! [`config`] is the file a user writes. [`pipeline`] is a model that frames go through; [`segment`], [`demo`] and
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
 //! says what would stop them, [`tune`] where to set a query's threshold, [`bench`] what a frame costs, `camera_list` what is plugged in.
 //!
@@ -49,6 +49,7 @@ pub mod run;
 pub mod sample_frames;
 pub mod segment;
 mod serve;
+mod sight;
 mod station;
 pub mod tally;
 mod text_cache;

@@ -1,23 +1,22 @@
-//! One frame through all stages: preprocess → encoder once → query → decoder → refine, with the time of each.
+//! An open model with what is asked of it, at every size that is open: texts are embedded once for all of them. What a frame
+//! goes through at one size is its [`Sight`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::contract::{Bundle, BundleError, Manifest};
 use crate::runtime::progress::{Progress, Silent};
-use crate::runtime::{self, Engine, ImageEncoder, MaskDecoder, RuntimeError, RuntimeOptions};
-use crate::vision::features::Features;
-use crate::vision::frame::{CaptureTime, Frame, Sequence};
-use crate::vision::geometry::FrameSize;
+use crate::runtime::{self, Engine, RuntimeError, RuntimeOptions, SizedGraphs};
+use crate::vision::frame::Frame;
 use crate::vision::pixels::PixelError;
-use crate::vision::preprocess::Preprocessor;
-use crate::vision::query::{PromptRules, QueryError, score};
-use crate::vision::refine::{RefineRules, RefinedMask, refine};
+use crate::vision::query::QueryError;
 
 use super::embedder::{QueryEmbedder, QuerySet};
+use super::sight::Sight;
 use super::words::{WordCounts, Words, WordsError};
+
+pub use super::sight::{Detections, StageTimes};
 
 /// What to look for.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,61 +89,17 @@ pub enum PipelineError {
     /// Queries do not fit the model.
     #[error(transparent)]
     Query(#[from] QueryError),
+    /// A size was not opened.
+    #[error("no size of {side} pixels is open, expected one of {open:?}")]
+    NotOpen {
+        /// The side asked for.
+        side: usize,
+        /// Those that are open.
+        open: Vec<usize>,
+    },
     /// The frame is too short.
     #[error(transparent)]
     Pixels(#[from] PixelError),
-}
-
-/// Time spent in each stage of one frame.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StageTimes {
-    /// Colour conversion, resize, normalisation.
-    pub preprocess: Duration,
-    /// Image encoder.
-    pub encoder: Duration,
-    /// Scores and prompts.
-    pub query: Duration,
-    /// Mask decoder, all batches.
-    pub decoder: Duration,
-    /// Masks on the frame.
-    pub refine: Duration,
-}
-
-impl StageTimes {
-    /// Stages by name, in order.
-    #[must_use]
-    pub fn by_name(&self) -> [(&'static str, Duration); 5] {
-        [
-            ("preprocess", self.preprocess),
-            ("encoder", self.encoder),
-            ("query", self.query),
-            ("decoder", self.decoder),
-            ("refine", self.refine),
-        ]
-    }
-
-    /// All stages together.
-    #[must_use]
-    pub fn total(&self) -> Duration {
-        self.by_name().iter().map(|s| s.1).sum()
-    }
-}
-
-/// What was found on one frame.
-#[derive(Clone, Debug)]
-pub struct Detections {
-    /// Frame size.
-    pub size: FrameSize,
-    /// Number of the frame.
-    pub sequence: Sequence,
-    /// Capture time of the frame.
-    pub captured: CaptureTime,
-    /// Masks, best score first.
-    pub masks: Vec<RefinedMask>,
-    /// Best score of every query anywhere on the frame, in the order of the queries.
-    pub best: Vec<f32>,
-    /// Time of each stage.
-    pub times: StageTimes,
 }
 
 /// An open model with its queries.
@@ -155,14 +110,12 @@ pub struct Pipeline {
     precision: String,
     notes: Vec<String>,
     nodes: BTreeMap<String, usize>,
-    encoder: Box<dyn ImageEncoder>,
-    decoder: Box<dyn MaskDecoder>,
+    own: Sight,
+    further: Vec<Sight>,
+    /// Side of the size that the last frame went through.
+    seen_at: usize,
     embedder: Arc<Mutex<QueryEmbedder>>,
-    preprocessor: Preprocessor,
-    features: Features,
     asked: Arc<QuerySet>,
-    prompt_rules: PromptRules,
-    refine_rules: RefineRules,
 }
 
 impl Pipeline {
@@ -183,9 +136,20 @@ impl Pipeline {
         options: &RuntimeOptions,
         progress: &dyn Progress,
     ) -> Result<Self, PipelineError> {
-        let bundle = Manifest::read(bundle)?;
-        let engine = runtime::open_watched(&bundle, options, progress)?;
-        Self::new(&bundle, engine, options.cache.as_deref())
+        Self::open_bundle(&Manifest::read(bundle)?, options, progress)
+    }
+
+    /// As [`Self::open_watched`], of a bundle that was read and perhaps is seen at one of its sizes ([`Bundle::at`]).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_bundle(
+        bundle: &Bundle,
+        options: &RuntimeOptions,
+        progress: &dyn Progress,
+    ) -> Result<Self, PipelineError> {
+        let engine = runtime::open_watched(bundle, options, progress)?;
+        Self::new(bundle, engine, options.cache.as_deref())
     }
 
     /// A pipeline over graphs that are already open; text embeddings are kept below `cache`, if there is one.
@@ -198,7 +162,7 @@ impl Pipeline {
         let Engine {
             encoder,
             decoder,
-            further: _,
+            further,
             text,
             provider,
             precision,
@@ -209,24 +173,21 @@ impl Pipeline {
         let words = Words::new(bundle, text, cache).map_err(PipelineError::Vocabulary)?;
         let mut embedder = QueryEmbedder::new(words, &manifest);
         let asked = embedder.embed(&[], None)?;
+        let own = Sight::new(manifest.clone(), SizedGraphs { encoder, decoder });
+        let further = further.into_iter();
+        let further = further.map(|(side, graphs)| Ok(Sight::new(manifest.at(side)?, graphs)));
         Ok(Self {
             model: format!("{}@{}", manifest.name, bundle.id()),
-            preprocessor: Preprocessor::new(&manifest.encoder),
+            seen_at: own.side(),
+            own,
+            further: further.collect::<Result<_, BundleError>>()?,
             manifest,
             provider,
             precision,
             notes,
             nodes,
-            encoder,
-            decoder,
             embedder: Arc::new(Mutex::new(embedder)),
-            features: Features::default(),
             asked,
-            prompt_rules: PromptRules::default(),
-            refine_rules: RefineRules {
-                min_area: 1,
-                ..RefineRules::default()
-            },
         })
     }
 
@@ -282,11 +243,13 @@ impl Pipeline {
         self.asked.specs()
     }
 
-    /// Score threshold of a query, in (0, 1).
+    /// Sides of the sizes that are open, pixels; the model's own first.
     #[must_use]
-    pub fn threshold(&self, query: usize) -> f32 {
-        let own = self.asked.specs().get(query).and_then(|s| s.threshold);
-        own.unwrap_or(self.manifest.calibration.threshold)
+    pub fn sides(&self) -> Vec<usize> {
+        std::iter::once(&self.own)
+            .chain(&self.further)
+            .map(Sight::side)
+            .collect()
     }
 
     /// Model name and the start of its hash, as messages show it.
@@ -334,47 +297,36 @@ impl Pipeline {
     /// The last frame as packed RGB, `[height, width, 3]`.
     #[must_use]
     pub fn rgb(&self) -> &[u8] {
-        self.preprocessor.rgb()
+        let mut further = self.further.iter();
+        further
+            .find(|sight| sight.side() == self.seen_at)
+            .unwrap_or(&self.own)
+            .rgb()
     }
 
-    /// Takes one frame through all stages.
+    /// Takes one frame through all stages at the model's own size.
     ///
     /// # Errors
     /// [`PipelineError`]; the pipeline stays usable for the next frame.
     pub fn run(&mut self, frame: &Frame) -> Result<Detections, PipelineError> {
-        let mut times = StageTimes::default();
-        let mut start = Instant::now();
-        let mut lap = || {
-            let now = Instant::now();
-            now - std::mem::replace(&mut start, now)
+        self.run_at(frame, self.own.side())
+    }
+
+    /// As [`Self::run`], at one of [`Self::sides`].
+    ///
+    /// # Errors
+    /// As [`Self::run`]; [`PipelineError::NotOpen`] for another side.
+    pub fn run_at(&mut self, frame: &Frame, side: usize) -> Result<Detections, PipelineError> {
+        let sight = match self.further.iter().position(|sight| sight.side() == side) {
+            Some(index) => &mut self.further[index],
+            None if side == self.own.side() => &mut self.own,
+            None => {
+                let open = self.sides();
+                return Err(PipelineError::NotOpen { side, open });
+            }
         };
-        let letterbox = self.preprocessor.run(frame)?;
-        times.preprocess = lap();
-        self.encoder.encode(self.preprocessor.tensor(), &mut self.features)?;
-        times.encoder = lap();
-        let scores = score(&self.features, self.asked.queries(), &self.manifest, letterbox)?;
-        let low_res_side = self.manifest.encoder.low_res_side();
-        let prompts = scores.prompts(&self.prompt_rules, low_res_side, self.manifest.decoder.points);
-        let best = (0..scores.queries()).map(|q| scores.best(q)).collect();
-        times.query = lap();
-        let decoded = self.decoder.decode(&self.features, &prompts)?;
-        times.decoder = lap();
-        let mut masks = refine(&prompts, &decoded, &letterbox, &self.refine_rules);
-        masks.retain(|m| {
-            let area = m.mask.area();
-            let fits = |s: &QuerySpec| area >= s.min_area && s.max_area.is_none_or(|most| area <= most);
-            self.asked.specs().get(m.query).is_some_and(fits)
-        });
-        masks.sort_by(|a, b| b.score.total_cmp(&a.score));
-        times.refine = lap();
-        Ok(Detections {
-            size: frame.size,
-            sequence: frame.sequence,
-            captured: frame.captured,
-            masks,
-            best,
-            times,
-        })
+        self.seen_at = side;
+        sight.run(frame, &self.asked)
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Seen {
 pub struct CameraSeen {
     /// Frames that were processed.
     pub frames: u64,
+    /// Looks at them by side of the model's input, pixels; a frame that was looked at twice is counted in both.
+    pub looks: BTreeMap<usize, u64>,
     /// Frames that could not be processed.
     pub failed: u64,
     /// What its source did; about a second old.
@@ -105,8 +107,10 @@ pub struct Glance {
     pub asked: Arc<QuerySet>,
     /// Best score of each query anywhere on the frame.
     pub best: Vec<f32>,
-    /// Score from which on a query without a threshold of its own is present.
-    pub threshold: f32,
+    /// Score from which on each query was present.
+    pub thresholds: Vec<f32>,
+    /// Side of the model's input that it went through, pixels.
+    pub side: usize,
 }
 
 /// A frame with its masks and labels.
@@ -280,6 +284,7 @@ impl CameraSeen {
     fn new(attention: Arc<Attention>) -> Self {
         Self {
             frames: 0,
+            looks: BTreeMap::new(),
             failed: 0,
             source: SourceCounts::default(),
             detections: BTreeMap::new(),
@@ -292,6 +297,9 @@ impl CameraSeen {
 
     fn count(&mut self, pipeline: &Pipeline, found: &Detections, age: Duration) {
         self.frames += 1;
+        for side in found.looks() {
+            *self.looks.entry(side).or_default() += 1;
+        }
         self.age.observe(age);
         let asked = pipeline.asked();
         if !self
@@ -320,7 +328,8 @@ impl CameraSeen {
             times: found.times,
             asked,
             best: found.best.clone(),
-            threshold: pipeline.manifest().calibration.threshold,
+            thresholds: found.thresholds.clone(),
+            side: found.side,
         });
     }
 }

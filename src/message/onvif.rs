@@ -91,6 +91,7 @@ mod tests {
             timestamp: "2026-11-23T21:04:05.120Z".into(),
             age_ms: 5,
             size: [1280, 720],
+            input_side: None,
             model: "m".into(),
             provider: "p".into(),
             detections: vec![

@@ -59,6 +59,9 @@ pub struct FrameMessage {
     pub age_ms: u64,
     /// Frame width and height in pixels.
     pub size: [u32; 2],
+    /// Side in pixels of the model's square input that the frame went through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_side: Option<u32>,
     /// Model name and the start of its hash: `nano@4f1c`.
     pub model: String,
     /// What ran the model: `tract-cpu`, `ort-cuda`.
@@ -161,6 +164,9 @@ pub struct CameraStats {
     pub fps: f32,
     /// Frames processed since start.
     pub frames: u64,
+    /// Looks at them since start by side in pixels of the model's input; a frame that was looked at twice is counted in both.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub looks: BTreeMap<u32, u64>,
     /// Frames skipped for a newer one since start.
     pub skipped: u64,
     /// Frames left out since start because nothing moved.
@@ -323,6 +329,7 @@ mod tests {
             timestamp: rfc3339(1_795_467_845_120).unwrap(),
             age_ms: 61,
             size: [1280, 720],
+            input_side: Some(320),
             model: "nano@4f1c".into(),
             provider: "tract-cpu".into(),
             detections: vec![
@@ -380,6 +387,7 @@ mod tests {
                 CameraStats {
                     fps: 4.5,
                     frames: 270,
+                    looks: BTreeMap::from([(224, 200), (320, 71)]),
                     skipped: 3,
                     still: 5,
                     lost: 2,

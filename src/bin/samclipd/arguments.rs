@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use samclip::contract::Manifest;
 use samclip::daemon::config::{DEFAULT_PATH as DEFAULT_CONFIG, Engine, Provider};
 use samclip::daemon::demo::DemoOptions;
 use samclip::daemon::directories::cache_dir;
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Segment {
         #[command(flatten)]
         model: ModelArgs,
+        #[command(flatten)]
+        size: SizeArgs,
         /// Pictures, PNG or JPEG.
         #[arg(required = true, value_name = "PICTURE")]
         pictures: Vec<PathBuf>,
@@ -108,6 +111,8 @@ pub(crate) enum Command {
     Bench {
         #[command(flatten)]
         model: ModelArgs,
+        #[command(flatten)]
+        size: SizeArgs,
         /// A text to look for; may be given several times [default: the demo's].
         #[arg(long = "query", value_name = "TEXT")]
         queries: Vec<String>,
@@ -123,6 +128,8 @@ pub(crate) enum Command {
     Tune {
         #[command(flatten)]
         model: ModelArgs,
+        #[command(flatten)]
+        size: SizeArgs,
         /// The text.
         #[arg(long = "query", id = "query", value_name = "TEXT")]
         query: String,
@@ -175,6 +182,13 @@ pub(crate) struct ModelArgs {
 }
 
 #[derive(Args)]
+pub(crate) struct SizeArgs {
+    /// Side in pixels of the bundle's size to use; the bundle's own if not given.
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) side: Option<usize>,
+}
+
+#[derive(Args)]
 pub(crate) struct RuntimeArgs {
     /// What runs the model.
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
@@ -213,11 +227,15 @@ impl ModelArgs {
     }
 
     pub(crate) fn open(&self) -> anyhow::Result<Pipeline> {
-        Ok(Pipeline::open_watched(
-            &self.bundle()?,
-            &self.runtime.options(),
-            &OnTerminal,
-        )?)
+        self.open_at(&SizeArgs { side: None })
+    }
+
+    pub(crate) fn open_at(&self, size: &SizeArgs) -> anyhow::Result<Pipeline> {
+        let mut bundle = Manifest::read(&self.bundle()?)?;
+        if let Some(side) = size.side {
+            bundle = bundle.at(side)?;
+        }
+        Ok(Pipeline::open_bundle(&bundle, &self.runtime.options(), &OnTerminal)?)
     }
 }
 

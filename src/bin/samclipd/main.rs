@@ -110,6 +110,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
         }
         Command::Segment {
             model,
+            size,
             pictures,
             queries,
             out,
@@ -127,7 +128,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 threshold,
                 masks,
             };
-            segment(&mut model.open()?, &options, &clock, &mut table)?;
+            segment(&mut model.open_at(&size)?, &options, &clock, &mut table)?;
         }
         Command::Run { config } => {
             let mut surroundings = Surroundings::new(Notifier::from_env());
@@ -167,6 +168,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Doctor { config, model } => return Ok(doctor(&symptoms(config, &model), &mut table)?),
         Command::Bench {
             model,
+            size,
             queries,
             rounds,
             json,
@@ -177,10 +179,11 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 queries
             };
             let options = BenchOptions { queries, rounds, json };
-            bench(&mut model.open()?, &options, &clock, &mut table)?;
+            bench(&mut model.open_at(&size)?, &options, &clock, &mut table)?;
         }
         Command::Tune {
             model,
+            size,
             query,
             against,
             with,
@@ -192,7 +195,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                 with,
                 without,
             };
-            tune(&mut model.open()?, &options, &mut table)?;
+            tune(&mut model.open_at(&size)?, &options, &mut table)?;
         }
         Command::Model(command) => model::run(command, &mut table)?,
         Command::CheckConfig { config: path } => {

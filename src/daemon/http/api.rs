@@ -61,6 +61,8 @@ struct CameraShown {
     detect: bool,
     status: Option<&'static str>,
     frames: u64,
+    /// Looks by side of the model's input.
+    looks: BTreeMap<usize, u64>,
     failed: u64,
     skipped: u64,
     still: u64,
@@ -76,6 +78,8 @@ struct CameraShown {
 struct FrameShown {
     seq: u64,
     size: [usize; 2],
+    /// Side of the model's input that it went through.
+    input_side: usize,
     age_ms: f64,
     stage_ms: BTreeMap<&'static str, f64>,
 }
@@ -104,11 +108,10 @@ fn query_shown(id: &str, query: &QueryMessage, camera: &CameraState, glance: Opt
     let index = glance.and_then(place);
     let (there, active) = camera.detections.get(id).copied().unwrap_or_default();
     let own = query.color.clone();
+    let of = |values: fn(&Glance) -> &[f32]| glance.zip(index).and_then(|(g, i)| values(g).get(i).copied());
     QueryShown {
-        score: glance
-            .zip(index)
-            .and_then(|(glance, index)| glance.best.get(index).copied()),
-        threshold: query.threshold.or(glance.map(|glance| glance.threshold)),
+        score: of(|glance| &glance.best),
+        threshold: query.threshold.or(of(|glance| &glance.thresholds)),
         color: own.or_else(|| index.map(|index| color_text(colour(index)))),
         query: query.clone(),
         there,
@@ -126,6 +129,7 @@ fn camera_shown(state: &CameraState, seen: Option<&CameraSeen>) -> CameraShown {
         detect: state.detect,
         status: state.status.map(|status| status.as_str()),
         frames,
+        looks: seen.map(|seen| seen.looks.clone()).unwrap_or_default(),
         failed,
         skipped: source.skipped,
         still: source.still,
@@ -138,6 +142,7 @@ fn camera_shown(state: &CameraState, seen: Option<&CameraSeen>) -> CameraShown {
         frame: glance.map(|glance| FrameShown {
             seq: glance.sequence.0,
             size: [glance.size.width(), glance.size.height()],
+            input_side: glance.side,
             age_ms: milliseconds(glance.age),
             stage_ms: glance
                 .times

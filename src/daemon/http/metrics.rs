@@ -181,6 +181,12 @@ fn frames(writer: &mut Writer<'_>, seen: &Seen) -> fmt::Result {
         "Frames that could not be processed",
         counts(|c| c.failed),
     )?;
+    let looks = seen.cameras.iter().flat_map(|(id, camera)| {
+        let labels = |side: &usize| vec![("camera", id.clone()), ("side", side.to_string())];
+        camera.looks.iter().map(move |(side, count)| (labels(side), *count))
+    });
+    let help = "Looks at frames, by side of the model's input in pixels";
+    writer.counters("looks", help, looks.collect())?;
     let help = "Frames skipped for a newer one";
     writer.counters("frames_skipped", help, counts(|c| c.source.skipped))?;
     let help = "Frames left out because nothing moved";

@@ -182,6 +182,7 @@ function showCamera(part, id, state) {
   facts(part.facts, [
     ["Source", state.source],
     ["Frames", state.frames],
+    ["Looks by model input", Object.entries(state.looks).map(([side, count]) => `${count} at ${side} px`).join(", ")],
     ["Skipped for newer ones", state.skipped],
     ["Left out, nothing moved", state.still],
     ["Lost or damaged", state.lost],
