@@ -53,9 +53,9 @@ impl Service<'_> {
         self.ending.push(feed.end(&self.latest));
     }
 
-    /// Longest side that the model looks at, pixels.
-    fn side(&self) -> usize {
-        self.pipeline.manifest().encoder.side
+    /// Longest side that the model looks at in a camera's frames, pixels.
+    fn side(&self, camera: &Camera) -> usize {
+        camera.side.unwrap_or(self.pipeline.manifest().encoder.side)
     }
 
     /// A camera that was not there before, with its thread.
@@ -64,10 +64,11 @@ impl Service<'_> {
         self.outlet.show(camera, detect);
         let attention = Arc::new(Attention::new(camera.motion));
         self.view.open(camera.id.as_str(), &attention);
-        let mut station = Station::new(camera, config, prepared);
+        let side = self.side(camera);
+        let mut station = Station::new(camera, side, config, prepared);
         station.detect(detect, &self.outlet);
         station.say_queries(&self.outlet);
-        let feed = Feed::start(camera, self.side(), &self.latest, self.clock, attention, None)?;
+        let feed = Feed::start(camera, side, &self.latest, self.clock, attention, None)?;
         Ok(Watched { station, feed })
     }
 
@@ -83,8 +84,11 @@ impl Service<'_> {
     ) -> anyhow::Result<Watched> {
         let Watched { mut station, mut feed } = old;
         let before = station.camera();
-        let moved = (&before.source, before.fps, &before.controls) != (&camera.source, camera.fps, &camera.controls);
-        station.adopt(camera, config, prepared, &self.outlet);
+        let side = self.side(camera);
+        // The side decides which format a camera is asked for.
+        let moved = (&before.source, before.fps, &before.controls, self.side(before))
+            != (&camera.source, camera.fps, &camera.controls, side);
+        station.adopt(camera, side, config, prepared, &self.outlet);
         feed.attention().set_rules(camera.motion);
         feed.attention().want_next();
         if moved {
@@ -94,7 +98,7 @@ impl Service<'_> {
             self.health.forget(feed.slot());
             let (intake, attention) = (Arc::clone(feed.intake()), Arc::clone(feed.attention()));
             let before = Some((feed.end(&self.latest), intake));
-            feed = Feed::start(camera, self.side(), &self.latest, self.clock, attention, before)?;
+            feed = Feed::start(camera, side, &self.latest, self.clock, attention, before)?;
         }
         if untold {
             station.say_all(&self.outlet);

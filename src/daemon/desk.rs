@@ -139,6 +139,7 @@ impl Service<'_> {
                 file: self.file.clone(),
                 current: Arc::clone(&self.config),
                 live: self.live.clone(),
+                sides: self.pipeline.sides(),
             }))),
         };
         let job = match job {

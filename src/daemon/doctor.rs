@@ -17,6 +17,7 @@ use super::cameras::sources;
 use super::config::{Config, Mqtt};
 use super::directories::state_dir;
 use super::prepare::{size_of, try_writing};
+use super::schedule;
 
 /// How long a broker may take for each step.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -105,7 +106,7 @@ pub fn doctor(options: &DoctorOptions, out: &mut dyn Write) -> std::io::Result<b
     report.outcome(described, Verdict::Bad, "copy the bundle again, or name another one")?;
     libraries(options, &mut report)?;
     if let Ok(bundle) = &bundle {
-        running(options, bundle, &mut report)?;
+        running(options, config, bundle, &mut report)?;
     }
     if let Some(config) = config {
         cameras(config, &mut report)?;
@@ -221,6 +222,12 @@ fn writable(dir: &Path) -> std::io::Result<String> {
     Ok(format!("{}: not there yet, can be made", dir.display()))
 }
 
+/// Sides of sizes.
+fn listed(sides: &[usize]) -> String {
+    let sides = sides.iter().map(ToString::to_string);
+    sides.collect::<Vec<_>>().join(", ")
+}
+
 fn describe(bundle: &Bundle) -> String {
     let manifest = &bundle.manifest;
     let precisions: Vec<&str> = manifest.precision.iter().map(|p| p.name.as_str()).collect();
@@ -229,7 +236,7 @@ fn describe(bundle: &Bundle) -> String {
         bundle.dir.display(),
         manifest.name,
         bundle.id(),
-        manifest.encoder.side,
+        listed(&manifest.sides()),
         precisions.join(", ")
     )
 }
@@ -287,12 +294,28 @@ fn list(report: &mut Report<'_>, name: &str, outcome: &Result<String, String>, r
 }
 
 /// Opens the graphs as the daemon would.
-fn running(options: &DoctorOptions, bundle: &Bundle, report: &mut Report<'_>) -> std::io::Result<()> {
+fn running(
+    options: &DoctorOptions,
+    config: Option<&Config>,
+    bundle: &Bundle,
+    report: &mut Report<'_>,
+) -> std::io::Result<()> {
     report.head("running the model")?;
     match runtime::open_watched(bundle, &options.runtime, &LookOnly) {
         Ok(engine) => {
-            let text = format!("provider {}, precision {}", engine.provider, engine.precision);
+            let own = std::iter::once(bundle.manifest.encoder.side);
+            let open: Vec<usize> = own.chain(engine.further.keys().copied()).collect();
+            let text = format!(
+                "provider {}, precision {}, {} pixels",
+                engine.provider,
+                engine.precision,
+                listed(&open)
+            );
             report.say(Verdict::Good, &text, "")?;
+            if let Some(Err(fault)) = config.map(|config| schedule::check(config, &open)) {
+                let remedy = "correct side and [camera.sizes] of the camera";
+                report.say(Verdict::Bad, &fault.to_string(), remedy)?;
+            }
             for note in &engine.notes {
                 report.say(Verdict::Good, note, "")?;
             }

@@ -3,7 +3,8 @@
 //! It stands on the camera's thread, before the hand-off: a camera that sees nothing move costs the pipeline nothing. A frame
 //! passes when something moves and for `hold` after that, when the light has changed, when `refresh` has passed since the last
 //! one that did, and when the rest of the daemon wants one ([`Attention`]): something else is asked, somebody waits for a
-//! picture, a track is in doubt, or there will be something to tell of.
+//! picture, a track is in doubt, or there will be something to tell of. Where the frame loop chooses among sizes of the model,
+//! it asks [`Attention`] too.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,8 @@ pub(super) struct Attention {
     /// `None` lets everything pass.
     rules: Mutex<Option<Motion>>,
     at_once: AtomicBool,
+    /// The next frame is wanted at the full size.
+    fully: AtomicBool,
     /// A frame of this time or later is wanted; microseconds on the monotonic clock.
     due: AtomicU64,
 }
@@ -33,6 +36,7 @@ impl Attention {
         Self {
             rules: Mutex::new(rules),
             at_once: AtomicBool::new(false),
+            fully: AtomicBool::new(false),
             due: AtomicU64::new(NEVER),
         }
     }
@@ -46,9 +50,10 @@ impl Attention {
         *self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next frame is wanted, whatever it shows.
+    /// The next frame is wanted, whatever it shows, and at the full size of the model.
     pub(super) fn want_next(&self) {
         self.at_once.store(true, Ordering::Relaxed);
+        self.fully.store(true, Ordering::Relaxed);
     }
 
     /// A frame of this time on the monotonic clock, or the first one after it, is wanted, whatever it shows; `None` for none.
@@ -56,6 +61,11 @@ impl Attention {
     pub(super) fn want_at(&self, time: Option<Duration>) {
         let micros = time.map_or(NEVER, |time| u64::try_from(time.as_micros()).unwrap_or(NEVER));
         self.due.store(micros, Ordering::Relaxed);
+    }
+
+    /// Whether the frame at hand is wanted at the full size; it counts as given.
+    pub(super) fn take_fully(&self) -> bool {
+        self.fully.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a frame of this time is wanted; it counts as given.

@@ -4,7 +4,8 @@
 //! [`run`] are three ways to feed it. [`prepare`] makes beforehand what they would make at their first start, [`doctor`]
 //! says what would stop them, [`tune`] where to set a query's threshold, [`bench`] what a frame costs, `camera_list` what is plugged in.
 //!
-//! Of the running daemon, [`cameras`] are the threads that frames come from and `serve` is the loop that takes them. Between
+//! Of the running daemon, [`cameras`] are the threads that frames come from and `serve` is the loop that takes them, each through
+//! the input size that `schedule` chooses. Between
 //! two frames it carries out [`commands`] (`desk`) and puts new configurations in force (`reload`, `adopt`); `texts` is the
 //! thread that does for them what takes long. What anybody may know is on the [`board`].
 
@@ -47,6 +48,7 @@ mod reload;
 pub mod report;
 pub mod run;
 pub mod sample_frames;
+mod schedule;
 pub mod segment;
 mod serve;
 mod sight;

@@ -13,6 +13,7 @@ use crate::vision::pixels::PixelError;
 use crate::vision::query::QueryError;
 
 use super::embedder::{QueryEmbedder, QuerySet};
+use super::schedule::SizeFault;
 use super::sight::Sight;
 use super::words::{WordCounts, Words, WordsError};
 
@@ -89,6 +90,9 @@ pub enum PipelineError {
     /// Queries do not fit the model.
     #[error(transparent)]
     Query(#[from] QueryError),
+    /// A camera's sizes are not the model's.
+    #[error(transparent)]
+    Size(#[from] SizeFault),
     /// A size was not opened.
     #[error("no size of {side} pixels is open, expected one of {open:?}")]
     NotOpen {

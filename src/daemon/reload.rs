@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use crate::publish::mqtt::Settings;
 
@@ -15,6 +15,7 @@ use super::config::Config;
 use super::embedder::QueryEmbedder;
 use super::live::LiveState;
 use super::outlet::broker_settings;
+use super::schedule;
 use super::station::Prepared;
 use super::texts::prepare_cameras;
 
@@ -26,6 +27,8 @@ pub(super) struct Reload {
     pub(super) current: Arc<Config>,
     /// What was changed live.
     pub(super) live: LiveState,
+    /// Sides of the sizes that are open, pixels; the model's own first.
+    pub(super) sides: Vec<usize>,
 }
 
 /// A configuration that can be put in force.
@@ -60,6 +63,7 @@ impl Reload {
                 file.display()
             );
         }
+        schedule::check(&config, &self.sides).map_err(|fault| anyhow!("{}: {fault}", file.display()))?;
         let settings = broker_settings(&config)?;
         self.live.set_open(takes_commands(&config));
         let prepared = prepare_cameras(embedder, &config, &self.live)?;

@@ -27,6 +27,7 @@ use super::notify::Notifier;
 use super::outlet::Outlet;
 use super::pipeline::{Pipeline, PipelineError};
 use super::reload::takes_commands;
+use super::schedule;
 use super::serve::{Service, Start};
 use super::texts::prepare_cameras;
 use super::view::View;
@@ -46,7 +47,7 @@ pub fn runtime_options(config: &Config) -> RuntimeOptions {
         ort_library: config.library.clone(),
         threads: 0,
         precision: config.precision.clone(),
-        sides: Vec::new(),
+        sides: schedule::sides(config),
         cache: cache_dir(config.cache.as_deref()),
     }
 }
@@ -202,6 +203,7 @@ pub fn run_with(
     let opened = ending_if_stopped(stop, &outlet, &notifier, || {
         let pipeline = open(&announce)?;
         notifier.set_building(false);
+        schedule::check(config, &pipeline.sides())?;
         let embedder = pipeline.embedder();
         let mut embedder = embedder.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = prepare_cameras(&mut embedder, config, &live)?;

@@ -168,8 +168,8 @@ impl<'a> Service<'a> {
     /// Takes one frame through the pipeline and tells what was found; `still` frames were left out before it, since start.
     fn look(&mut self, index: usize, frame: &Frame, still: u64) {
         let Watched { station, feed } = &mut self.cameras[index];
-        self.pipeline.ask(station.asked());
-        match self.pipeline.run(frame) {
+        let fully = feed.attention().take_fully();
+        match station.look(&mut self.pipeline, frame, fully) {
             Ok(found) => {
                 self.failing = false;
                 self.health.count(feed.slot(), &found);

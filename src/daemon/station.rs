@@ -11,13 +11,15 @@ use crate::message::payload::DetectStatus;
 use crate::message::query::QuerySource;
 use crate::message::topic::{CameraId, QueryId};
 use crate::track::scene::{Count, Scene, SceneRules, ThingRules};
+use crate::vision::frame::Frame;
 
 use super::asking::{Asking, state_of};
 use super::commands::{Answer, Refusal};
 use super::config::{self, Config, Output};
 use super::embedder::QuerySet;
 use super::outlet::Outlet;
-use super::pipeline::Detections;
+use super::pipeline::{Detections, Pipeline, PipelineError};
+use super::schedule::Schedule;
 
 /// The command whose answers wait for a frame, as [`super::commands::Command::name`] says it.
 const SNAPSHOT: &str = "snapshot";
@@ -43,6 +45,8 @@ pub(super) struct Station {
     configured: Asking,
     asked: Arc<QuerySet>,
     detects: bool,
+    /// Which size of the model its frames go through.
+    schedule: Schedule,
     scene: Scene,
     output: Output,
     status: Option<DetectStatus>,
@@ -75,7 +79,8 @@ fn thing_rules(asking: &Asking, query: &str) -> ThingRules {
 }
 
 impl Station {
-    pub(super) fn new(camera: &config::Camera, config: &Config, prepared: Prepared) -> Self {
+    /// `side` is that of the full size of its frames, pixels.
+    pub(super) fn new(camera: &config::Camera, side: usize, config: &Config, prepared: Prepared) -> Self {
         // Ids of tracks must not repeat between cameras.
         let mut hasher = DefaultHasher::new();
         camera.id.hash(&mut hasher);
@@ -85,6 +90,7 @@ impl Station {
             configured: Asking::configured(config),
             asked: prepared.asked,
             detects: true,
+            schedule: Schedule::new(side, camera.sizes),
             scene: Scene::new(hasher.finish(), camera.zones.clone(), scene_rules(config)),
             output: config.output,
             status: None,
@@ -116,9 +122,20 @@ impl Station {
         &self.configured
     }
 
-    /// The queries to ask of its frames.
-    pub(super) fn asked(&self) -> &Arc<QuerySet> {
-        &self.asked
+    /// Takes a frame through the size of the model that its schedule chooses; `fully` asks for the full one.
+    ///
+    /// # Errors
+    /// As [`Pipeline::run_at`].
+    pub(super) fn look(
+        &mut self,
+        pipeline: &mut Pipeline,
+        frame: &Frame,
+        fully: bool,
+    ) -> Result<Detections, PipelineError> {
+        pipeline.ask(&self.asked);
+        let (at, tracked) = (frame.captured.monotonic, self.scene.has_tracks());
+        self.schedule
+            .look(at, tracked, fully, |side| pipeline.run_at(frame, side))
     }
 
     /// Says how many frames had been left out, since start, when a frame was captured: the time before it does not count for
@@ -155,7 +172,15 @@ impl Station {
     }
 
     /// Serves another configuration of the same camera; things go on as far as their queries do.
-    pub(super) fn adopt(&mut self, camera: &config::Camera, config: &Config, prepared: Prepared, outlet: &Outlet) {
+    pub(super) fn adopt(
+        &mut self,
+        camera: &config::Camera,
+        side: usize,
+        config: &Config,
+        prepared: Prepared,
+        outlet: &Outlet,
+    ) {
+        self.schedule = Schedule::new(side, camera.sizes);
         self.scene.set_rules(camera.zones.clone(), scene_rules(config));
         self.camera = camera.clone();
         self.output = config.output;
@@ -269,6 +294,7 @@ impl Station {
     /// The camera gives no frames any more.
     pub(super) fn gone(&mut self, outlet: &Outlet) {
         self.end(|_| true, outlet);
+        self.schedule.forget();
         self.say(DetectStatus::Offline, outlet);
         self.refuse_pictures(NO_FRAMES, outlet);
     }

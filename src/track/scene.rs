@@ -253,6 +253,12 @@ impl Scene {
         due.min()
     }
 
+    /// Whether anything is tracked, even if it does not count yet.
+    #[must_use]
+    pub fn has_tracks(&self) -> bool {
+        !self.tracker.tracks().is_empty()
+    }
+
     /// Ends all things of which `over` (given the query's id) holds: the camera went away, the query was removed.
     pub fn end(&mut self, over: impl Fn(&str) -> bool) -> Vec<Change> {
         let ended = self.tracker.end(|track| over(&track.query));

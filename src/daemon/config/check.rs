@@ -189,14 +189,21 @@ impl Checker<'_> {
             .iter()
             .map(|zone| self.zone(zone.get_ref()))
             .collect::<Result<_, _>>()?;
-        let motion = table.motion.as_ref();
-        if let (Some(motion), Ok(uri)) = (motion, SourceUri::from_str(source)) {
-            self.require(!uri.waits() || table.fps.is_some(), motion, || {
-                "motion found for a source that is read as fast as it is processed, expected fps, or ?fps= in source"
-                    .into()
-            })?;
-        }
-        let motion = motion.map(|table| self.motion(table.get_ref())).transpose()?;
+        let timed = table.fps.is_some() || !SourceUri::from_str(source).is_ok_and(|uri| uri.waits());
+        let needs_time = |key: &str| {
+            format!(
+                "{key} found for a source that is read as fast as it is processed, expected fps, or ?fps= in source"
+            )
+        };
+        let motion = table.motion.as_ref().map(|motion| {
+            self.require(timed, motion, || needs_time("motion"))?;
+            self.motion(motion.get_ref())
+        });
+        let side = table.side.as_ref().map(|side| self.side("side", side)).transpose()?;
+        let sizes = table.sizes.as_ref().map(|sizes| {
+            self.require(timed, sizes, || needs_time("sizes"))?;
+            self.sizes(sizes.get_ref(), side)
+        });
         self.unique("zone", table.zone.iter().map(|zone| &zone.get_ref().id))?;
         Ok(Camera {
             id,
@@ -204,7 +211,9 @@ impl Checker<'_> {
             fps: table.fps.as_ref().map(|fps| *fps.get_ref()),
             controls,
             zones,
-            motion,
+            motion: motion.transpose()?,
+            side,
+            sizes: sizes.transpose()?,
         })
     }
 

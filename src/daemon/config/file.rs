@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::http::HttpTable;
 use super::motion::MotionTable;
 use super::query::QueryTable;
+use super::sizes::SizesTable;
 use super::{Engine, Provider};
 
 /// The file as written.
@@ -95,6 +96,10 @@ pub struct CameraTable {
     pub zone: Vec<Spanned<ZoneTable>>,
     /// With the table, frames on which nothing moves are left out.
     pub motion: Option<Spanned<MotionTable>>,
+    /// Side in pixels of the model's size that its frames go through; default: the model's own.
+    pub side: Option<Spanned<usize>>,
+    /// With the table, frames go through a smaller size while nothing is found.
+    pub sizes: Option<Spanned<SizesTable>>,
 }
 
 /// `[[camera.zone]]`.

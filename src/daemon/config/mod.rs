@@ -20,10 +20,12 @@ pub mod file;
 mod http;
 mod motion;
 mod query;
+mod sizes;
 
 pub use http::{Http, HttpTable};
 pub use motion::{Motion, MotionTable};
 pub use query::{Query, QueryFault, QueryTable, check_background};
+pub use sizes::{Sizes, SizesTable};
 
 use check::Checker;
 use file::ConfigFile;
@@ -137,6 +139,10 @@ pub struct Camera {
     pub zones: Vec<Zone>,
     /// Which of its frames are processed, if not all.
     pub motion: Option<Motion>,
+    /// Side in pixels of the model's size that its frames go through, if not the model's own.
+    pub side: Option<usize>,
+    /// When they go through a smaller one, if ever.
+    pub sizes: Option<Sizes>,
 }
 
 /// The broker.

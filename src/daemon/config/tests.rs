@@ -127,7 +127,7 @@ fn the_shortest_file_gets_the_documented_defaults() {
 fn an_unknown_key_is_refused_with_its_line_and_the_known_ones() {
     assert_eq!(
         refused("fps = 5", "fsp = 5"),
-        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"controls\", \"zone\", \"motion\""
+        "samclipd.toml:12: unknown field \"fsp\", expected one of \"id\", \"source\", \"fps\", \"controls\", \"zone\", \"motion\", \"side\", \"sizes\""
     );
     assert!(refused("[output]", "[outputs]").starts_with("samclipd.toml:28: unknown field \"outputs\""));
 }
@@ -273,6 +273,54 @@ fn the_motion_gate_has_defaults_and_is_refused_where_time_means_nothing() {
     let text = "motion found for a source that is read as fast as it is processed, expected fps, or ?fps= in source";
     assert_eq!(error, format!("samclipd.toml:12: {text}"));
     assert!(from("dir:///frames?fps=2", "").is_ok() && from("file:///clip.y4m", "fps = 5\n").is_ok());
+}
+
+#[test]
+fn sizes_have_defaults_and_are_refused_by_line_where_they_are_impossible() {
+    let with = |keys: &str| parse(&FULL.replacen("fps = 5", keys, 1));
+    let plain = parse(FULL).unwrap();
+    assert_eq!((plain.cameras[0].side, plain.cameras[0].sizes), (None, None));
+    let sizes = with("sizes = { calm = 224 }").unwrap().cameras[0].sizes.unwrap();
+    assert_eq!((sizes.calm, sizes.hint), (224, 0.5));
+    assert_eq!((sizes.refresh.as_secs(), sizes.hold.as_secs()), (10, 2));
+    let camera = with("side = 448\nsizes = { calm = 224, hint = 0.8, refresh = 60, hold = 0.5 }");
+    let camera = camera.unwrap().cameras[0].clone();
+    let sizes = camera.sizes.unwrap();
+    assert_eq!((camera.side, sizes.calm, sizes.hint), (Some(448), 224, 0.8));
+    assert_eq!((sizes.refresh.as_secs(), sizes.hold.as_millis()), (60, 500));
+    for (keys, expected) in [
+        ("side = 8", "12: side is 8, expected 16 to 16384 pixels"),
+        ("side = \"224\"", "12: invalid type: string \"224\""),
+        ("sizes = {}", "12: missing field \"calm\""),
+        (
+            "sizes = { calm = 20000 }",
+            "12: calm is 20000, expected 16 to 16384 pixels",
+        ),
+        (
+            "side = 224\nsizes = { calm = 224 }",
+            "13: calm is 224, expected less than side, which is 224",
+        ),
+        (
+            "sizes = { calm = 224, hint = 1.5 }",
+            "12: hint is 1.5, expected 0 to 1 of a query's threshold",
+        ),
+        (
+            "sizes = { calm = 224, refresh = 0 }",
+            "12: refresh is 0, expected 0.1 to 86400 seconds",
+        ),
+        (
+            "sizes = { calm = 224, hold = nan }",
+            "12: hold is NaN, expected 0 to 3600 seconds",
+        ),
+        ("sizes = { calm = 224, hodl = 1 }", "12: unknown field \"hodl\""),
+    ] {
+        let error = with(keys).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("samclipd.toml:{expected}")), "{error}");
+    }
+    let folder = FULL.replacen("v4l2:///dev/video0", "dir:///frames?loop", 1);
+    let error = parse(&folder.replacen("fps = 5", "sizes = { calm = 224 }", 1)).unwrap_err();
+    let text = "sizes found for a source that is read as fast as it is processed, expected fps, or ?fps= in source";
+    assert_eq!(error.to_string(), format!("samclipd.toml:12: {text}"));
 }
 
 #[test]
