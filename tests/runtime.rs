@@ -200,6 +200,35 @@ fn the_text_encoder_is_open_only_between_a_text_and_its_release() {
     assert_eq!(count(), 2);
 }
 
+#[test]
+fn every_wanted_size_is_opened_from_its_own_files_and_the_bundles_before_the_others() {
+    let (_dir, bundle) = bundle();
+    let further = [bundle.at(tiny::SMALL).unwrap()];
+    let opened = Opened {
+        provider: "zeros".into(),
+        precision: &bundle.manifest.precision[0],
+        further: &further,
+        notes: Vec::new(),
+        nodes: Default::default(),
+    };
+    let (sender, files) = std::sync::mpsc::channel();
+    let engine = open_with(&bundle, opened, move |spec, path| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        sender.send((name, spec.inputs[0].shape.clone())).unwrap();
+        Ok(Box::new(Zeros))
+    });
+    assert!(engine.unwrap().further.keys().eq(&[tiny::SMALL]));
+    let image = |side: usize| vec![1, 3, side, side];
+    let features = |grid: usize| vec![1, 3, grid, grid];
+    let expected = [
+        ("encoder.onnx".to_owned(), image(96)),
+        ("mask_decoder.onnx".to_owned(), features(6)),
+        ("encoder.small.onnx".to_owned(), image(64)),
+        ("mask_decoder.small.onnx".to_owned(), features(4)),
+    ];
+    assert_eq!(files.iter().collect::<Vec<_>>(), expected);
+}
+
 /// The tiny bundle with a variant that says it computes in 8 bits.
 fn bundle_with_int8() -> (tempfile::TempDir, Bundle) {
     let (dir, bundle) = bundle();
