@@ -2,12 +2,13 @@
 //!
 //! SAM's multi-mask outputs (1 to 3; output 0 is its single-mask mode) are alternatives of different extent; the one
 //! with the highest predicted IoU wins, unless it contradicts the score map it was asked about. Low-resolution logits
-//! go to the frame in one bilinear step (cell centres mapped through the letterbox, padding never read), then the
+//! lose specks and pinholes and go to the frame in one bilinear step (cell centres mapped through the letterbox, padding never read), then the
 //! threshold is 0.
 
 use super::geometry::{Letterbox, resample_to_frame};
 use super::mask::BinaryMask;
 use super::query::{DecoderPrompt, ScoreMap};
+use super::tidy::tidy;
 
 /// Outputs of the decoder per prompt.
 pub const MASKS_PER_PROMPT: usize = 4;
@@ -43,6 +44,8 @@ pub struct RefineRules {
     pub duplicate_iou: f32,
     /// A mask whose overlap (IoU) with the component it was asked about is below this is replaced by the component.
     pub min_agreement: f32,
+    /// Parts and holes of a mask smaller than this share of it are not meant ([`tidy`]).
+    pub speck: f32,
 }
 
 impl Default for RefineRules {
@@ -51,6 +54,7 @@ impl Default for RefineRules {
             min_area: 32,
             duplicate_iou: 0.7,
             min_agreement: 0.2,
+            speck: 0.03,
         }
     }
 }
@@ -87,21 +91,17 @@ fn answer(
 ) -> f32 {
     let cells = prompt.mask.len();
     let side = cells.isqrt();
-    match choose(decoded, prompt, rules.min_agreement) {
-        Some(index) => {
-            resample_to_frame(
-                &decoded.low_res_logits[index * cells..(index + 1) * cells],
-                side,
-                letterbox,
-                out,
-            );
-            decoded.iou_predictions[index]
-        }
-        None => {
-            resample_to_frame(&prompt.mask, side, letterbox, out);
-            0.0
-        }
-    }
+    let (logits, predicted_iou) = match choose(decoded, prompt, rules.min_agreement) {
+        Some(index) => (
+            &decoded.low_res_logits[index * cells..(index + 1) * cells],
+            decoded.iou_predictions[index],
+        ),
+        None => (prompt.mask.as_slice(), 0.0),
+    };
+    let mut logits = logits.to_vec();
+    tidy(&mut logits, rules.speck);
+    resample_to_frame(&logits, side, letterbox, out);
+    predicted_iou
 }
 
 /// Turns decoder answers into masks on the frame, best score first within each query.
