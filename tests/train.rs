@@ -9,7 +9,7 @@ use samclip::contract::Manifest;
 use samclip::runtime::{self, Backend, RuntimeOptions};
 use samclip::train::autodiff::Graph;
 use samclip::train::model::encode;
-use samclip::train::recipe::{BatchSize, Recipe, Separate, Watch};
+use samclip::train::recipe::{BatchSize, Recipe, Separate, Sharpen, Watch};
 use samclip::train::session::model_weights;
 use samclip::train::weights::{self, Weights};
 use samclip::vision::features::Features;
@@ -67,6 +67,7 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
     recipe.export.sizes = vec![64];
     let words = recipe.words.as_mut().unwrap();
     (words.steps, words.batch, words.warmup) = (2, 4, 1);
+    recipe.sharpen = None;
     let path = folder.join("tiny.toml");
     std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
     path
@@ -241,6 +242,113 @@ fn other_words_are_learnt_by_the_text_tower_alone() {
     let distances: Vec<f32> = distances.map(|(_, value)| value.parse().unwrap()).collect();
     let (first, last) = (distances[0], distances[distances.len() - 1]);
     assert!(last < 0.7 * first, "distances {distances:?}");
+}
+
+#[test]
+fn the_sam_head_learns_the_daemons_prompts_and_what_the_clip_head_says_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let mut recipe = Recipe::read(&path).unwrap();
+    // A CLIP head that tells names apart asks something.
+    (recipe.teach_clip.as_mut().unwrap().steps, recipe.distill.steps) = (60, 120);
+    (recipe.distill.batch, recipe.losses.region_text) = (8, 3.0);
+    // No scene shows it, so the tiny model does not take the names for it.
+    recipe.export.background = vec!["dog".into()];
+    let mut sharpen = recipe.adapt.as_ref().unwrap().stage.clone();
+    (sharpen.steps, sharpen.batch, sharpen.prompts, sharpen.learning_rate) = (50, 8, 4, 3e-3);
+    recipe.sharpen = Some(Sharpen {
+        detail: vec![4, 8],
+        stage: sharpen,
+    });
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    let output = train(&on_scenes("sharpen", &path, &out));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let read = |out: &Path, stage: &str| {
+        let checkpoint = weights::read(&out.join(format!("{stage}.safetensors"))).unwrap();
+        model_weights(checkpoint)
+    };
+    let (before, after) = (read(&out, "words"), read(&out, "sharpen"));
+    let moved: Vec<&String> = before.keys().filter(|n| before[*n] != after[*n]).collect();
+    for part in ["image_encoder.neck.", "mask_decoder."] {
+        assert!(moved.iter().any(|n| n.starts_with(part)), "{part}: {moved:?}");
+    }
+    let fold = &after["image_encoder.detail.fold.weight"].data;
+    assert!(
+        fold.iter().any(|v| *v != 0.0),
+        "the detail path starts silent and learns"
+    );
+    let parts = ["image_encoder.neck.", "mask_decoder.", "image_encoder.detail."];
+    let sam_head = |n: &str| parts.iter().any(|part| n.starts_with(part));
+    assert!(moved.iter().all(|n| sam_head(n)), "{moved:?}");
+    let curve = std::fs::read_to_string(out.join("sharpen.curve.csv")).unwrap();
+    let of = |name: &str| -> Vec<f32> {
+        let lines = curve.lines().filter_map(|line| line.split_once(&format!(",{name},")));
+        lines.map(|(_, value)| value.parse().unwrap()).collect()
+    };
+    assert!(of("questions").iter().all(|&count| count > 0.2), "{curve}");
+    assert!(of("sam")[1] < of("sam")[0], "{curve}");
+
+    // From the bundle alone, without the stages before; its weights are those of the checkpoint.
+    let bundle = folder.path().join("bundle");
+    let export = |from: &Path, to: &Path| {
+        let [recipe, from, to] = [&path, from, to].map(|p| p.to_str().unwrap());
+        let output = train(&[
+            "export",
+            "--recipe",
+            recipe,
+            "--checkpoint",
+            from,
+            "--out",
+            to,
+            "--storage",
+            "fp32",
+        ]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    export(&out.join("words.safetensors"), &bundle);
+    let again = folder.path().join("again");
+    export(&bundle, &again);
+    for graph in ["encoder.onnx", "mask_decoder.onnx", "text_encoder.onnx"] {
+        assert_eq!(
+            std::fs::read(bundle.join(graph)).unwrap(),
+            std::fs::read(again.join(graph)).unwrap(),
+            "{graph}"
+        );
+    }
+    let alone = folder.path().join("alone");
+    let mut arguments = on_scenes("sharpen", &path, &alone).to_vec();
+    arguments.extend(["--start", bundle.to_str().unwrap()]);
+    let output = train(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(!alone.join("words.safetensors").exists());
+    let from_bundle = read(&alone, "sharpen");
+    let learnt = |n: &&String| sam_head(n);
+    for name in after.keys().filter(learnt) {
+        let distance = |(a, b): (&f32, &f32)| (a - b).abs();
+        let (a, b) = (&after[name].data, &from_bundle[name].data);
+        let largest = a.iter().zip(b).map(distance).fold(0.0, f32::max);
+        assert!(largest < 1e-3, "{name}: {largest}");
+    }
+}
+
+#[test]
+fn a_bundle_that_the_recipe_did_not_make_is_no_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano");
+    let mut arguments = on_scenes("sharpen", &path, &out).to_vec();
+    arguments.extend(["--start", nano.to_str().unwrap()]);
+    let output = train(&arguments);
+    let error = text(&output.stderr);
+    assert!(
+        !output.status.success() && error.contains("models/nano does not fit the model"),
+        "{error}"
+    );
+    assert!(
+        error.contains("image_encoder.pos_embed has shape [1, 20, 20, 160]"),
+        "{error}"
+    );
 }
 
 /// The paper's steps: CLIP batches of two sizes and SAM batches in stage 2, CLIP batches alone in stage 3.

@@ -12,7 +12,6 @@ use samclip::train::onnx::Storage;
 use samclip::train::processes::Processes;
 use samclip::train::recipe::Recipe;
 use samclip::train::run::{Run, RunOptions, untrained};
-use samclip::train::session::model_weights;
 use samclip::train::{eval, import, quantize, weights};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
@@ -37,6 +36,8 @@ enum Command {
     Adapt(RunArguments),
     /// After stage 3: the text tower learns other words for the names of the photos.
     Words(RunArguments),
+    /// At the end: neck and mask decoder learn to answer the prompts that the daemon makes.
+    Sharpen(SharpenArguments),
     /// Writes the bundle of a finished run.
     Export(ExportArguments),
     /// Reads a published checkpoint, checks every tensor and stores it as .safetensors.
@@ -129,7 +130,8 @@ struct ExportArguments {
     /// Recipe file of the run.
     #[arg(long)]
     recipe: PathBuf,
-    /// Checkpoint of the run's last stage, for example runs/nano/adapt.safetensors. Without one, --sam and --clip make
+    /// Checkpoint of the run's last stage, for example runs/nano/sharpen.safetensors, or the folder of a bundle that the
+    /// recipe made. Without one, --sam and --clip make
     /// the student before any training: its SAM head is SAM's, its CLIP head means nothing yet.
     #[arg(long, value_name = "FILE", required_unless_present_all = ["sam", "clip"], conflicts_with_all = ["sam", "clip"])]
     checkpoint: Option<PathBuf>,
@@ -167,6 +169,16 @@ struct RunArguments {
 }
 
 #[derive(clap::Args)]
+struct SharpenArguments {
+    /// Weights to begin with, in place of all earlier stages: a checkpoint of the recipe's last stage before, or the folder of
+    /// a bundle that the recipe made.
+    #[arg(long, value_name = "PATH")]
+    start: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(clap::Args)]
 struct CostArguments {
     /// Recipe file, for example models/nano/recipe.toml.
     #[arg(long)]
@@ -176,6 +188,11 @@ struct CostArguments {
 impl RunArguments {
     /// The processes and the run; what `stage` returns once all processes have done it.
     fn run<T>(self, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
+        self.run_from(None, stage)
+    }
+
+    /// As [`Self::run`], from weights in place of the stages before `[sharpen]`.
+    fn run_from<T>(self, start: Option<PathBuf>, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
         #[cfg(feature = "mpi")]
         let processes = match self.mpi {
             true => Processes::of_mpirun().context("MPI was started before")?,
@@ -184,14 +201,14 @@ impl RunArguments {
         #[cfg(not(feature = "mpi"))]
         let processes = Processes::alone();
         let first = processes.is_first();
-        let run = self.open(processes.clone())?;
+        let run = self.open(start, processes.clone())?;
         let result = stage(&run)?;
         drop(run);
         processes.finish();
         Ok(first.then_some(result))
     }
 
-    fn open(self, processes: Processes) -> Result<Run> {
+    fn open(self, start: Option<PathBuf>, processes: Processes) -> Result<Run> {
         Run::open(RunOptions {
             processes,
             recipe: self.recipe,
@@ -200,6 +217,7 @@ impl RunArguments {
             out: self.out,
             sam: self.teachers.sam,
             clip: self.teachers.clip,
+            start,
         })
     }
 }
@@ -218,7 +236,7 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let out = arguments.out.join("bundle");
-            let done = arguments.run(|run| Ok((run.recipe.clone(), run.words()?)))?;
+            let done = arguments.run(|run| Ok((run.recipe.clone(), run.sharpen()?)))?;
             done.map_or(Ok(()), |(recipe, weights)| {
                 export(&recipe, &weights, &out, Storage::Half)
             })
@@ -226,10 +244,11 @@ fn main() -> Result<()> {
         Command::Distill(arguments) => arguments.run(Run::distill).map(|_| ()),
         Command::Adapt(arguments) => arguments.run(Run::adapt).map(|_| ()),
         Command::Words(arguments) => arguments.run(Run::words).map(|_| ()),
+        Command::Sharpen(arguments) => arguments.run.run_from(arguments.start, Run::sharpen).map(|_| ()),
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {
-                (Some(checkpoint), _) => model_weights(weights::read(&checkpoint)?),
+                (Some(checkpoint), _) => import::trained(&checkpoint, &recipe.exported().merged())?,
                 (
                     None,
                     TeacherArguments {

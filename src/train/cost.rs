@@ -65,11 +65,12 @@ pub struct Part {
 /// decoder per batch of prompts, the text tower per text.
 #[must_use]
 pub fn parts(recipe: &Recipe) -> Vec<Part> {
-    let recipe = recipe.adapted();
+    let recipe = recipe.exported();
     let (config, side, grid) = (recipe.merged(), recipe.sam.image_size, recipe.sam.grid());
     let encoder = cost(|l| {
-        let tokens = encoder::tokens(l, &config.sam, &l.input(&[1, 3, side, side]));
-        let _ = encoder::neck(l, &config.sam, &tokens);
+        let image = l.input(&[1, 3, side, side]);
+        let tokens = encoder::tokens(l, &config.sam, &image);
+        let _ = encoder::embeddings(l, &config.sam, &image, &tokens);
     });
     let head = cost(|l| {
         let _ = clip_head::embed(l, &config, &l.input(&[1, grid, grid, config.sam.embed_dim]));

@@ -1,5 +1,6 @@
 //! Weights + graphs + manifest → bundle directory, the files that the daemon reads.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::contract::{
@@ -9,7 +10,7 @@ use crate::contract::{
 use crate::text::tokenizer::{STANDARD_MERGES, TextError, standard_merges};
 use crate::train::feed::NORMALISATION;
 use crate::train::model::prompt_encoder::Prompts;
-use crate::train::model::{clip, encode, inventory, mask_decoder, resize};
+use crate::train::model::{clip, encode, encoder, inventory, mask_decoder, resize};
 use crate::train::onnx::{Recorder, Storage};
 use crate::train::ops::Ops;
 use crate::train::recipe::Recipe;
@@ -41,12 +42,18 @@ pub enum ExportError {
 const MERGES_FILE: &str = "merges.txt";
 
 /// Writes the bundle of `weights` to `folder`, weights stored as `storage` says, and reads it back. The weights are those
-/// of the recipe's last stage; for further sizes their position tables are resized.
+/// of the recipe's last stage, or of one before `[sharpen]`: then the bundle has no detail path. For further sizes their position
+/// tables are resized.
 ///
 /// # Errors
 /// [`ExportError`] if the weights do not fit the recipe or a file cannot be written.
 pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storage) -> Result<Bundle, ExportError> {
-    let recipe = &recipe.adapted();
+    let has_detail = weights.keys().any(|name| name.starts_with(encoder::DETAIL));
+    let recipe = &if has_detail {
+        recipe.exported()
+    } else {
+        recipe.adapted()
+    };
     let config = recipe.merged();
     weights::check(weights, &inventory::merged(&config), "the checkpoint")?;
     std::fs::create_dir_all(folder).map_err(|source| ExportError::Io {
@@ -73,10 +80,29 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
         write(&files.mask_decoder, &decoder_graph(&sized, weights, storage))?;
     }
     write("text_encoder.onnx", &text_graph(recipe, weights, storage))?;
-    let shortened = recipe.merges < STANDARD_MERGES;
-    if shortened {
+    if recipe.merges < STANDARD_MERGES {
         write(MERGES_FILE, standard_merges(recipe.merges)?.as_bytes())?;
     }
+    let mut manifest = manifest(recipe, weights);
+    manifest.precision.push(Precision {
+        name: storage.variant().into(),
+        compute: Compute::Fp32,
+        encoder: "encoder.onnx".into(),
+        mask_decoder: "mask_decoder.onnx".into(),
+        text_encoder: "text_encoder.onnx".into(),
+        relative_error: BTreeMap::new(),
+        mean_iou_change: None,
+        size: further,
+        measured: None,
+    });
+    manifest.write(folder)?;
+    Ok(Manifest::read(folder)?)
+}
+
+/// The manifest of the bundle of `weights`, without graphs and files; `recipe` is the bundle's ([`Recipe::exported`]).
+#[must_use]
+pub fn manifest(recipe: &Recipe, weights: &Weights) -> Manifest {
+    let config = recipe.merged();
     let encoder = EncoderSpec {
         side: config.sam.image_size,
         stride: config.sam.patch_size,
@@ -93,19 +119,19 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
     let text = TextSpec {
         batch: recipe.export.texts,
         context: recipe.text.context_length,
-        vocabulary: if shortened {
+        vocabulary: if recipe.merges < STANDARD_MERGES {
             MERGES_FILE.into()
         } else {
             crate::contract::OPENAI_CLIP_VOCABULARY.into()
         },
-        merges: shortened.then_some(recipe.merges),
+        merges: (recipe.merges < STANDARD_MERGES).then_some(recipe.merges),
     };
     let sizes = recipe.export.sizes.iter().map(|&side| Size {
         side,
         patch_grid: config.patch_grid(side),
         calibration: None,
     });
-    let manifest = Manifest {
+    Manifest {
         format_version: FORMAT_VERSION,
         name: recipe.name.clone(),
         logit_scale: weights["logit_scale"].data[0].exp(),
@@ -118,23 +144,11 @@ pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storag
             threshold: recipe.export.threshold,
             ..Calibration::default()
         },
-        precision: vec![Precision {
-            name: storage.variant().into(),
-            compute: Compute::Fp32,
-            encoder: "encoder.onnx".into(),
-            mask_decoder: "mask_decoder.onnx".into(),
-            text_encoder: "text_encoder.onnx".into(),
-            relative_error: std::collections::BTreeMap::new(),
-            mean_iou_change: None,
-            size: further,
-            measured: None,
-        }],
+        precision: Vec::new(),
         size: sizes.collect(),
         source: recipe.export.source.clone(),
-        files: std::collections::BTreeMap::new(),
-    };
-    manifest.write(folder)?;
-    Ok(Manifest::read(folder)?)
+        files: BTreeMap::new(),
+    }
 }
 
 /// `image` → `image_embeddings`, `patch_embeddings`, `image_embedding`.

@@ -28,6 +28,9 @@ pub const NORMALISATION: Normalisation = Normalisation {
 /// Name of pixels that belong to none of the names their collection annotates.
 pub const BACKGROUND: &str = "background";
 
+/// Least and largest share of a sample's area in a view.
+pub const SCALES: (f32, f32) = (0.35, 1.0);
+
 /// Samples by step: photos of the training split in shuffled epochs, mixed with drawn scenes.
 pub struct Feed {
     dataset: Option<Arc<Dataset>>,
@@ -160,15 +163,15 @@ impl Feed {
         synth::draw(rng.random(), 320)
     }
 
-    /// An augmented item of `side` pixels.
-    pub fn item(&self, sample: &Sample, side: usize, rng: &mut impl Rng) -> Item {
+    /// An augmented item of `side` pixels that shows a share `scale` of the sample's area, [`SCALES`] in most stages.
+    pub fn item(&self, sample: &Sample, side: usize, scale: (f32, f32), rng: &mut impl Rng) -> Item {
         let fit = if rng.random_bool(0.5) {
             Fit::Letterbox
         } else {
             Fit::Stretch
         };
         let ranges = Augmentation {
-            scale: (0.35, 1.0),
+            scale,
             fit,
             ..Augmentation::default()
         };
@@ -303,6 +306,8 @@ pub struct PromptBatch {
     pub has_mask: Vec<f32>,
     /// `[B·Q, 4g, 4g]`, 0-1: share of the cell inside the mask.
     pub target: Vec<f32>,
+    /// `[B·Q, 4g, 4g]`: 1 where the target is known, else 0; empty if it is known everywhere.
+    pub known: Vec<f32>,
     /// `[B·Q]`: 1 where the prompt counts, 0 for images without masks.
     pub counts: Vec<f32>,
     /// `[B·Q]`: index of the name that the mask belongs to, for mask prompts by the CLIP head.

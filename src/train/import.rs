@@ -2,8 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::train::model::{ClipConfig, SamConfig, architecture, inventory};
-use crate::train::weights::{self, Inventory, Weights, WeightsError};
+use crate::contract::{Bundle, BundleError, Compute, GraphKind, Manifest, hash_file};
+use crate::train::model::{ClipConfig, MergedConfig, SamConfig, architecture, encoder, inventory};
+use crate::train::onnx::{TRANSPOSED, transposed};
+use crate::train::quantize::QuantizeError;
+use crate::train::quantize::onnx_file::{OnnxFile, floats};
+use crate::train::session::model_weights;
+use crate::train::weights::{self, Inventory, Values, Weights, WeightsError};
 
 /// Buffers that checkpoints carry and no model needs: the causal mask is a constant.
 const BUFFERS: [&str; 1] = ["attn_mask"];
@@ -24,6 +29,84 @@ pub enum ImportError {
         /// Architectures that are recognised.
         expected: String,
     },
+    /// The bundle is damaged.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A graph of the bundle is none of ours.
+    #[error(transparent)]
+    Graph(Box<QuantizeError>),
+    /// The bundle has nothing to read weights from.
+    #[error("{path}: every variant is quantized; expected one that computes in fp32, as train export writes")]
+    Quantized {
+        /// The bundle's folder.
+        path: PathBuf,
+    },
+}
+
+/// Weights of a bundle of `config`: from a run's checkpoint, or from the bundle itself if `path` is a folder. Those of a model without
+/// the detail path do as well.
+///
+/// # Errors
+/// [`ImportError`]: unreadable, damaged, or one list of all tensors that do not fit the recipe.
+pub fn trained(path: &Path, config: &MergedConfig) -> Result<Weights, ImportError> {
+    let mut expected = inventory::merged(config);
+    let weights = if path.is_dir() {
+        bundle(&Manifest::read(path)?, &expected)?
+    } else {
+        model_weights(weights::read(path)?)
+    };
+    if !weights.keys().any(|name| name.starts_with(encoder::DETAIL)) {
+        expected.retain(|name, _| !name.starts_with(encoder::DETAIL));
+    }
+    weights::check(&weights, &expected, &path.display().to_string())?;
+    Ok(weights)
+}
+
+/// What tells one file or bundle of [`trained`] from another.
+///
+/// # Errors
+/// [`ImportError`] if it cannot be read.
+pub fn fingerprint(path: &Path) -> Result<String, ImportError> {
+    Ok(if path.is_dir() {
+        Manifest::read(path)?.hash
+    } else {
+        hash_file(path)?
+    })
+}
+
+/// The weights of `expected` that a bundle's graphs hold under their own names, as `train export` puts them there.
+fn bundle(bundle: &Bundle, expected: &Inventory) -> Result<Weights, ImportError> {
+    let floating = bundle.manifest.precision.iter().find(|p| p.compute == Compute::Fp32);
+    let floating = floating.ok_or_else(|| ImportError::Quantized {
+        path: bundle.dir.clone(),
+    })?;
+    let mut weights = Weights::from([(
+        "logit_scale".to_owned(),
+        Values {
+            shape: Vec::new(),
+            data: vec![bundle.manifest.logit_scale.ln()],
+        },
+    )]);
+    for kind in GraphKind::ALL {
+        let file =
+            OnnxFile::read(&bundle.dir.join(floating.file(kind))).map_err(|e| ImportError::Graph(Box::new(e)))?;
+        for tensor in &file.graph().initializer {
+            let (name, turned) = match tensor.name.strip_suffix(TRANSPOSED) {
+                Some(name) => (name, true),
+                None => (tensor.name.as_str(), false),
+            };
+            let (true, Some(mut data)) = (expected.contains_key(name), floats(tensor)) else {
+                continue;
+            };
+            let mut shape: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+            if let (true, &[rows, columns]) = (turned, shape.as_slice()) {
+                data = transposed(&data, rows, columns);
+                shape.reverse();
+            }
+            weights.insert(name.to_owned(), Values { shape, data });
+        }
+    }
+    Ok(weights)
 }
 
 /// Reads a SAM checkpoint and checks every name and shape, against `config` or against the published architecture that

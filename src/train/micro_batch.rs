@@ -10,7 +10,7 @@ use crate::text::templates::TEMPLATES;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
 use crate::train::distill::Teachers;
-use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, in_other_words};
+use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, SCALES, in_other_words};
 use crate::train::frozen::Features;
 use crate::train::kernels::Kernels;
 use crate::train::loss::cosine;
@@ -135,7 +135,7 @@ impl<'a> Maker<'a> {
         for slot in index * largest..index * largest + batch {
             let mut rng = feed.rng(number, step, slot);
             let sample = feed.sample(number, step, slot, per_step, UNLABELLED);
-            let item = feed.item(&sample, side, &mut rng);
+            let item = feed.item(&sample, side, SCALES, &mut rng);
             if serves != Serves::Sam {
                 let (region, fit) = (item.view.region, Fit::Stretch);
                 let at_teacher = view(&sample, region, teacher_side, fit, Colours::SAME, &CLIP_NORMALISATION);

@@ -2,7 +2,8 @@
 //!
 //! The model is written once over [`ops::Ops`] ([`model`]); [`autodiff`] computes it with gradients and
 //! [`onnx`] records it. [`teachers`] makes small SAM and CLIP teachers from labelled data, [`distill`] merges
-//! two teachers into one encoder (paper, stages 1 to 3), [`words`] teaches its text tower other words, `export` writes the bundle that the daemon reads,
+//! two teachers into one encoder (paper, stages 1 to 3), [`words`] teaches its text tower other words, [`sharpen`] its SAM head
+//! the daemon's prompts, `export` writes the bundle that the daemon reads,
 //! [`quantize`] adds its fp16 and int8 variants.
 //! A stage is a [`session::Session`]: it resumes where it was killed.
 
@@ -26,6 +27,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod processes;
 pub mod quantize;
+pub mod questions;
 pub mod recipe;
 pub mod region_text;
 pub mod run;
@@ -33,6 +35,7 @@ pub mod sam_loss;
 pub mod schedule;
 pub mod score_prompts;
 pub mod session;
+pub mod sharpen;
 mod strangers;
 pub mod synth;
 pub mod teachers;

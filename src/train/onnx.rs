@@ -16,6 +16,9 @@ use tract_onnx::pb::{
 use crate::train::ops::{Conv, Ops, broadcast, product, resized};
 use crate::train::weights::Weights;
 
+/// Ends the name of a linear layer's weight in a graph, which holds it transposed.
+pub(super) const TRANSPOSED: &str = ".transposed";
+
 /// Smallest weight that is stored as fp16: below, the Cast costs more than it saves.
 const HALF_FROM: usize = 1024;
 
@@ -334,7 +337,8 @@ fn float(name: &str, value: f32) -> AttributeProto {
     }
 }
 
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+/// A matrix `[rows, columns]` as `[columns, rows]`, row-major both.
+pub(super) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..values.len())
         .map(|i| values[(i % rows) * columns + i / rows])
         .collect()
@@ -371,7 +375,7 @@ impl Ops for Recorder<'_> {
         let right = match &weight.weight {
             Some(name) => {
                 let values = transposed(&self.weights[name].data, out, inner);
-                let name = self.place(&format!("{name}.transposed"), &[inner, out], &values);
+                let name = self.place(&format!("{name}{TRANSPOSED}"), &[inner, out], &values);
                 Node {
                     name,
                     shape: vec![inner, out],

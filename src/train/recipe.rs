@@ -56,6 +56,10 @@ pub struct Recipe {
     /// ([`words`](crate::train::words)). Without it the text tower is the CLIP teacher's, as in the paper.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub words: Option<Stage>,
+    /// Departure: the SAM head alone learns to answer the daemon's prompts, at the end
+    /// ([`sharpen`](crate::train::sharpen)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharpen: Option<Sharpen>,
     /// Weights of the losses in stages 1 to 3.
     pub losses: LossWeights,
     /// The fixed shapes of the exported graphs, and what the daemon needs to know.
@@ -77,17 +81,20 @@ pub enum StageName {
     Adapt,
     /// Other words for the names.
     Words,
+    /// The SAM head on the daemon's prompts.
+    Sharpen,
 }
 
 impl StageName {
     /// All of them, in order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::TeachSam,
         Self::TeachClip,
         Self::Probe,
         Self::Distill,
         Self::Adapt,
         Self::Words,
+        Self::Sharpen,
     ];
 
     /// The stage's section in the recipe.
@@ -100,6 +107,7 @@ impl StageName {
             Self::Distill => "distill",
             Self::Adapt => "adapt",
             Self::Words => "words",
+            Self::Sharpen => "sharpen",
         }
     }
 
@@ -247,6 +255,19 @@ pub struct Adapt {
     #[serde(default)]
     pub backbone_rate: f32,
     /// Steps, batch and rate.
+    pub stage: Stage,
+}
+
+/// The last stage: neck and mask decoder learn to answer the prompts that the daemon makes of the CLIP head's scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sharpen {
+    /// [`SamConfig::detail`] of the bundle, which this stage adds to the model and trains.
+    ///
+    /// [`SamConfig::detail`]: crate::train::model::SamConfig::detail
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detail: Vec<usize>,
+    /// Steps, batch and rate; `prompts` counts those per picture.
     pub stage: Stage,
 }
 
@@ -399,12 +420,25 @@ impl Recipe {
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
         let grid = |side: usize| side / 16;
         let pools = |side: usize| grid(side) == self.merged().patch_grid(side) || grid(side).is_multiple_of(2);
-        let rules: [(&'static str, bool, String, String); 21] = [
+        let detail = self.sharpen.as_ref().map_or(&[][..], |s| &s.detail);
+        let rules: [(&'static str, bool, String, String); 23] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
                 sam.patch_size.to_string(),
                 "16".into(),
+            ),
+            (
+                "sam.detail",
+                sam.detail.is_empty(),
+                format!("{:?}", sam.detail),
+                "none: [sharpen] adds it".into(),
+            ),
+            (
+                "sharpen.detail",
+                detail.len() <= 4 && detail.iter().all(|&channels| channels > 0),
+                format!("{detail:?}"),
+                "at most 4 numbers of channels, each at least 1".into(),
             ),
             (
                 "sam.image_size",
@@ -609,9 +643,10 @@ impl Recipe {
             .chain([&self.probe, &self.distill])
             .chain(last)
             .chain(&self.words)
+            .chain(self.sharpen.iter().map(|sharpen| &sharpen.stage))
     }
 
-    /// The recipe at the size of stage 3, which is the bundle's.
+    /// The recipe at the size of stage 3.
     #[must_use]
     pub fn adapted(&self) -> Self {
         let mut adapted = self.clone();
@@ -619,6 +654,16 @@ impl Recipe {
             adapted.sam.image_size = adapt.image_size;
         }
         adapted
+    }
+
+    /// The recipe of the bundle: [`Self::adapted`], with what the last stage adds to the model.
+    #[must_use]
+    pub fn exported(&self) -> Self {
+        let mut exported = self.adapted();
+        if let Some(sharpen) = &self.sharpen {
+            exported.sam.detail.clone_from(&sharpen.detail);
+        }
+        exported
     }
 
     /// The merged model's configuration.

@@ -18,6 +18,7 @@ use crate::train::model::resize;
 use crate::train::processes::Processes;
 use crate::train::recipe::{Recipe, StageName};
 use crate::train::session::RunFolder;
+use crate::train::sharpen;
 use crate::train::teachers::{self, clip_config};
 use crate::train::text_bank::TextBank;
 use crate::train::weights::Weights;
@@ -38,6 +39,8 @@ pub struct RunOptions {
     pub sam: Option<PathBuf>,
     /// An OpenCLIP checkpoint as teacher, in place of the recipe's `[teach_clip]`.
     pub clip: Option<PathBuf>,
+    /// Weights of the recipe's bundle, or the bundle itself, in place of all stages before `[sharpen]`.
+    pub start: Option<PathBuf>,
     /// The processes that train together.
     pub processes: Processes,
 }
@@ -51,6 +54,7 @@ pub struct Run {
     folder: RunFolder,
     sam: Option<PathBuf>,
     clip: Option<PathBuf>,
+    start: Option<PathBuf>,
 }
 
 impl Run {
@@ -65,7 +69,7 @@ impl Run {
             (&options.clip, &recipe.teach_clip, "teach_clip", "--clip"),
         ] {
             ensure!(
-                given.is_some() || trained.is_some(),
+                given.is_some() || trained.is_some() || options.start.is_some(),
                 "{}: no [{section}], so the teacher is a checkpoint of yours; give it with {flag} FILE",
                 options.recipe.display()
             );
@@ -84,6 +88,9 @@ impl Run {
                 teachers.push_str(&format!(", {name} teacher {}", hash_file(file)?));
             }
         }
+        if let Some(start) = &options.start {
+            teachers.push_str(&format!(", from {}", import::fingerprint(start)?));
+        }
         let folder = RunFolder {
             path: options.out,
             data,
@@ -96,6 +103,7 @@ impl Run {
             folder,
             sam: options.sam,
             clip: options.clip,
+            start: options.start,
             recipe,
         })
     }
@@ -176,7 +184,7 @@ impl Run {
         )?)
     }
 
-    /// Other words for the names if the recipe asks for them, after stage 3: the weights of the bundle.
+    /// Other words for the names if the recipe asks for them, after stage 3.
     ///
     /// # Errors
     /// Of the stages.
@@ -186,6 +194,22 @@ impl Run {
             recipe, feed, folder, ..
         } = self;
         Ok(words::words(recipe, feed, &self.tokenizer, adapted, folder)?)
+    }
+
+    /// The SAM head on the daemon's prompts if the recipe has that stage, after everything else or from
+    /// [`RunOptions::start`]: the weights of the bundle.
+    ///
+    /// # Errors
+    /// Of the stages, or of weights that do not fit the recipe.
+    pub fn sharpen(&self) -> Result<Weights> {
+        let trained = match &self.start {
+            Some(start) => import::trained(start, &self.recipe.exported().merged())?,
+            None => self.words()?,
+        };
+        let Self {
+            recipe, feed, folder, ..
+        } = self;
+        Ok(sharpen::sharpen(recipe, feed, &self.tokenizer, trained, folder)?)
     }
 }
 

@@ -13,6 +13,9 @@ use crate::train::ops::Ops;
 use crate::train::recipe::LossWeights;
 use crate::train::session::{Tape, Tensor};
 
+/// The logit of a cell whose target is unknown is the negative of this.
+const OUTSIDE: f32 = 20.0;
+
 /// Runs the SAM head for `prompts` on image embeddings `[B, C, g, g]`: logits `[B·Q, 4, 4g, 4g]` and
 /// predicted IoU `[B·Q, 4]`.
 pub fn decode<B: crate::train::kernels::Kernels>(
@@ -48,6 +51,14 @@ pub fn loss(
     let pixels = 16 * sam.grid() * sam.grid();
     let (masks, iou) = decode(graph, sam, embeddings, prompts);
     let logits = graph.reshape(&masks, &[rows, 4, pixels]);
+    let logits = if prompts.known.is_empty() {
+        logits
+    } else {
+        // Outside for certain, whatever the model says: nothing to learn there.
+        let known = graph.input(prompts.known.clone(), &[rows, 1, pixels]);
+        let outside = graph.scale(&graph.shift(&known, -1.0), OUTSIDE);
+        graph.add(&graph.mul(&logits, &known), &outside)
+    };
     let target = graph.expand(
         &graph.input(prompts.target.clone(), &[rows, 1, pixels]),
         &[rows, 4, pixels],

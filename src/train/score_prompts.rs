@@ -107,6 +107,7 @@ mod tests {
             mask: vec![0.0; 64],
             has_mask: vec![1.0],
             target: vec![0.0; 64],
+            known: Vec::new(),
             counts: vec![1.0],
             named: vec![Some(2)],
         };

@@ -11,7 +11,7 @@ use crate::train::autodiff::{Graph, TokenBatch};
 use crate::train::dataset::Sample;
 use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, bounds, view};
 use crate::train::dataset::names::canonical;
-use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, in_other_words, in_template};
+use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, SCALES, in_other_words, in_template};
 use crate::train::initial;
 use crate::train::loss::cross_entropy;
 use crate::train::model::{ClipConfig, clip, encoder, inventory};
@@ -62,7 +62,7 @@ pub fn sam(recipe: &Recipe, stage: &Stage, feed: &Feed, folder: &RunFolder) -> R
         for slot in 0..stage.batch {
             let mut rng = feed.rng(SAM, step, slot);
             let sample = feed.sample(SAM, step, slot, stage.batch, 0.15);
-            let item = feed.item(&sample, sam.image_size, &mut rng);
+            let item = feed.item(&sample, sam.image_size, SCALES, &mut rng);
             prompts.push(&item, stage.prompts, recipe.export.points, low, MASK_PROMPTS, &mut rng);
             pixels.extend(item.view.pixels);
         }
@@ -103,7 +103,7 @@ fn pair(feed: &Feed, sample: &Sample, side: usize, synonyms: bool, rng: &mut ran
         };
     }
     let text = feed
-        .item(sample, 16, rng)
+        .item(sample, 16, SCALES, rng)
         .text
         .or_else(|| named_region(feed, sample, rng).map(|(_, name)| name));
     let ranges = Augmentation {

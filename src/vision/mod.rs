@@ -19,4 +19,4 @@ pub mod preprocess;
 pub mod query;
 pub mod refine;
 pub mod rle;
-mod tidy;
+pub mod tidy;

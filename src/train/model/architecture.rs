@@ -42,6 +42,7 @@ impl SamConfig {
             decoder_mlp_dim: 2048,
             rel_pos: true,
             stem: Vec::new(),
+            detail: Vec::new(),
         }
     }
 

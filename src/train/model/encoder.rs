@@ -106,3 +106,40 @@ pub fn neck<O: Ops>(ops: &O, config: &SamConfig, tokens: &O::Tensor) -> O::Tenso
     );
     ops.layer_norm_2d(&x, "image_encoder.neck.3")
 }
+
+/// Prefix of the weights that [`detail`] has.
+pub const DETAIL: &str = "image_encoder.detail.";
+
+/// What the mask decoder sees: the neck's output, and the detail of the pixels where the model has that; `[B, C, g, g]`.
+pub fn embeddings<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor, tokens: &O::Tensor) -> O::Tensor {
+    let neck = neck(ops, config, tokens);
+    if config.detail.is_empty() {
+        return neck;
+    }
+    ops.add(&neck, &detail(ops, config, image))
+}
+
+/// Convolutions on the pixels, each patch of the last one folded into one cell: `[B, 3, S, S]` to `[B, C, g, g]`.
+fn detail<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor) -> O::Tensor {
+    let mut x = image.clone();
+    for (i, &out) in config.detail.iter().enumerate() {
+        let conv = Conv {
+            out,
+            kernel: 3,
+            stride: 2,
+            padding: 1,
+            bias: true,
+        };
+        x = ops.conv2d(&x, &format!("{DETAIL}conv.{i}"), conv);
+        x = ops.gelu(&ops.layer_norm_2d(&x, &format!("{DETAIL}norm.{i}")));
+    }
+    let cell = config.patch_size >> config.detail.len();
+    let fold = Conv {
+        out: config.out_chans,
+        kernel: cell,
+        stride: cell,
+        padding: 0,
+        bias: false,
+    };
+    ops.conv2d(&x, &format!("{DETAIL}fold"), fold)
+}

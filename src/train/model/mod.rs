@@ -55,6 +55,10 @@ pub struct SamConfig {
     /// patch projection; empty for SAM's own. `2^len` must be `patch_size`.
     #[serde(default)]
     pub stem: Vec<usize>,
+    /// Departure: channels of convolutions (3×3, stride 2 each) on the pixels, whose output is added to the neck's, so that
+    /// masks see edges inside a patch; empty for SAM's own. At most 4. `[sharpen]` sets it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detail: Vec<usize>,
 }
 
 fn yes() -> bool {
@@ -193,7 +197,7 @@ pub struct EncoderOutputs<T> {
 /// Runs backbone, neck and CLIP head on normalised pixels `[B, 3, S, S]`.
 pub fn encode<O: Ops>(ops: &O, config: &MergedConfig, image: &O::Tensor) -> EncoderOutputs<O::Tensor> {
     let tokens = encoder::tokens(ops, &config.sam, image); // [B, g, g, E]
-    let image_embeddings = encoder::neck(ops, &config.sam, &tokens);
+    let image_embeddings = encoder::embeddings(ops, &config.sam, image, &tokens);
     let (patch_embeddings, image_embedding) = clip_head::embed(ops, config, &tokens);
     EncoderOutputs {
         image_embeddings,
