@@ -421,7 +421,7 @@ impl Recipe {
         let grid = |side: usize| side / 16;
         let pools = |side: usize| grid(side) == self.merged().patch_grid(side) || grid(side).is_multiple_of(2);
         let detail = self.sharpen.as_ref().map_or(&[][..], |s| &s.detail);
-        let rules: [(&'static str, bool, String, String); 23] = [
+        let rules: [(&'static str, bool, String, String); 24] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -439,6 +439,12 @@ impl Recipe {
                 detail.len() <= 4 && detail.iter().all(|&channels| channels > 0),
                 format!("{detail:?}"),
                 "at most 4 numbers of channels, each at least 1".into(),
+            ),
+            (
+                "sharpen.stage.prompts",
+                self.sharpen.as_ref().is_none_or(|s| s.stage.prompts > 0),
+                self.sharpen.as_ref().map_or(0, |s| s.stage.prompts).to_string(),
+                "at least 1".into(),
             ),
             (
                 "sam.image_size",
@@ -557,8 +563,9 @@ impl Recipe {
                     .all(|s| s.separate.is_none() && s.accumulate == 1)
                     && self
                         .words
-                        .as_ref()
-                        .is_none_or(|s| s.separate.is_none() && s.watch.is_none())
+                        .iter()
+                        .chain(self.sharpen.iter().map(|sharpen| &sharpen.stage))
+                        .all(|s| s.separate.is_none() && s.watch.is_none())
                     && self.stages().filter_map(|s| s.separate.as_ref()).all(|separate| {
                         let fits = |c: &BatchSize| size(c.side) && pools(c.side) && c.batch > 0;
                         !separate.clip.is_empty() && separate.clip.iter().all(fits)
@@ -568,7 +575,7 @@ impl Recipe {
                     self.stages().map(|s| (s.accumulate, &s.separate)).collect::<Vec<_>>()
                 ),
                 "one or more CLIP sizes, each a multiple of 16 that the CLIP head can pool; not in a teacher's stage, nor in \
-                 [words], which has no pictures to watch either"
+                 [words] and [sharpen], which are not watched either"
                     .into(),
             ),
             (
@@ -623,7 +630,8 @@ impl Recipe {
         let mut table = toml::Table::try_from(self).expect("a recipe is a table");
         table.remove("name");
         if let Some(toml::Value::Table(export)) = table.get_mut("export") {
-            export.retain(|key, _| key == "points");
+            // The last stage asks beside the background prompts.
+            export.retain(|key, _| key == "points" || (key == "background" && name == StageName::Sharpen));
         }
         let stages = StageName::ALL.into_iter().filter(|&stage| stage > name);
         for later in stages.map(StageName::section) {
@@ -689,10 +697,11 @@ mod tests {
     #[test]
     fn a_checkpoint_is_bound_to_what_decides_it_and_nothing_later() {
         type Change = fn(&mut Recipe);
-        let changes: [(Change, Option<StageName>); 7] = [
+        let changes: [(Change, Option<StageName>); 8] = [
             (|r| r.export.threshold = 0.4, None),
             (|r| r.name = "other".into(), None),
             (|r| r.export.sizes = vec![96], None),
+            (|r| r.export.background.truncate(1), Some(StageName::Sharpen)),
             (|r| r.adapt = None, Some(StageName::Adapt)),
             (|r| r.distill.steps += 1, Some(StageName::Distill)),
             (|r| r.clip_teacher.layers += 1, Some(StageName::TeachClip)),
@@ -716,7 +725,7 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_refused_by_name() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 10] = [
+        let cases: [(Spoil, &str); 13] = [
             (
                 |r| r.adapt.as_mut().unwrap().image_size = 100,
                 "adapt.image_size: found 100, expected a multiple of 16",
@@ -745,6 +754,18 @@ mod tests {
                 "export.sizes: found [224, 224], expected other sides than 320, each once",
             ),
             (|r| r.export.sizes = vec![230], "export.sizes: found [230]"),
+            (
+                |r| r.sam.detail = vec![8],
+                "sam.detail: found [8], expected none: [sharpen]",
+            ),
+            (
+                |r| r.sharpen.as_mut().unwrap().detail = vec![8; 5],
+                "sharpen.detail: found [8, 8, 8, 8, 8], expected at most 4",
+            ),
+            (
+                |r| r.sharpen.as_mut().unwrap().stage.prompts = 0,
+                "sharpen.stage.prompts: found 0, expected at least 1",
+            ),
         ];
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");
