@@ -65,7 +65,7 @@ pub fn annotate(rgb: &mut [u8], size: FrameSize, annotations: &[Annotation<'_>])
 }
 
 fn fill(rgb: &mut [u8], a: &Annotation<'_>) {
-    for (pixel, _) in rgb.chunks_exact_mut(3).zip(a.mask.pixels()).filter(|(_, m)| **m) {
+    for (pixel, _) in rgb.chunks_exact_mut(3).zip(a.mask.pixels()).filter(|(_, m)| *m) {
         for (p, c) in pixel.iter_mut().zip(a.colour) {
             *p = ((u32::from(*p) * (256 - FILL) + u32::from(c) * FILL) >> 8) as u8;
         }

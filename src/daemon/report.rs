@@ -93,14 +93,9 @@ pub fn frame_message(
 pub fn mask_png(mask: &BinaryMask) -> Result<Vec<u8>, png::EncodingError> {
     let (width, height) = (mask.size().width(), mask.size().height());
     let mut bits = vec![0u8; width.div_ceil(8) * height];
-    for (row, out) in mask
-        .pixels()
-        .chunks_exact(width)
-        .zip(bits.chunks_exact_mut(width.div_ceil(8)))
-    {
-        for (x, _) in row.iter().enumerate().filter(|(_, p)| **p) {
-            out[x / 8] |= 0x80 >> (x % 8);
-        }
+    for (index, _) in mask.pixels().enumerate().filter(|(_, set)| *set) {
+        let (x, y) = (index % width, index / width);
+        bits[y * width.div_ceil(8) + x / 8] |= 0x80 >> (x % 8);
     }
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, clip(width), clip(height));
@@ -115,9 +110,10 @@ pub fn mask_png(mask: &BinaryMask) -> Result<Vec<u8>, png::EncodingError> {
 /// The union of all masks of one query; empty if there are none.
 #[must_use]
 pub fn query_mask(found: &Detections, query: usize) -> BinaryMask {
-    let masks: Vec<_> = found.masks.iter().filter(|m| m.query == query).collect();
-    let pixels = (0..found.size.pixels()).map(|i| masks.iter().any(|m| m.mask.pixels()[i]));
-    BinaryMask::from_pixels(found.size, pixels)
+    let mut all = BinaryMask::empty(found.size);
+    let masks = found.masks.iter().filter(|m| m.query == query);
+    masks.for_each(|m| all.unite(&m.mask));
+    all
 }
 
 /// Header of [`table_rows`].
@@ -173,7 +169,7 @@ mod tests {
         assert!(
             grey.iter()
                 .zip(mask.pixels())
-                .all(|(&g, &m)| (g == 255) == m && (g == 0) != m)
+                .all(|(&g, m)| (g == 255) == m && (g == 0) != m)
         );
     }
 }

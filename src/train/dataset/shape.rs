@@ -71,7 +71,7 @@ impl Outline {
             }
             Self::Code { counts, size } => {
                 let mask = rle::decode(counts, checked(size)?).map_err(|error| error.to_string())?;
-                Ok(mask.pixels().to_vec())
+                Ok(mask.pixels().collect())
             }
             Self::Runs { counts, size } => {
                 let expected = checked(size)?.pixels();

@@ -109,7 +109,7 @@ pub fn instances(
             let iou =
                 |answer: &DecodedPrompt, output: usize| f64::from(mask(answer, output, &letterbox).iou(&region.mask));
             found.boxes.add(iou(&pair[0], 0));
-            if region.mask.area() as f64 >= LARGE * region.mask.pixels().len() as f64 {
+            if region.mask.area() as f64 >= LARGE * region.mask.size().pixels() as f64 {
                 found.large.add(iou(&pair[0], 0));
             }
             let three: Vec<f64> = (1..MASKS_PER_PROMPT).map(|output| iou(&pair[1], output)).collect();

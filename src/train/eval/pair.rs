@@ -74,7 +74,7 @@ pub fn pair(
         for mask in &found {
             let name = named(clip, &sample, mask, &texts, classes.len())?;
             if name.is_some() {
-                let set = mask.pixels().iter().zip(&mut predicted).filter(|(set, _)| **set);
+                let set = mask.pixels().zip(&mut predicted).filter(|(set, _)| *set);
                 set.for_each(|(_, pixel)| *pixel = name);
             }
         }

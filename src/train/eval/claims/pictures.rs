@@ -57,7 +57,7 @@ pub(super) fn write(out: &Path, trained: &[Trained], data: &Data) -> Result<()> 
             let letterbox = model.encode(scene)?;
             for (answer, colour) in model.decode(&letterbox, &asked)?.iter().zip(COLOURS) {
                 let mask = mask(answer, 0, &letterbox);
-                for (pixel, _) in drawn.pixels_mut().zip(mask.pixels()).filter(|(_, inside)| **inside) {
+                for (pixel, _) in drawn.pixels_mut().zip(mask.pixels()).filter(|(_, inside)| *inside) {
                     for (value, tint) in pixel.0.iter_mut().zip(colour) {
                         *value = ((u16::from(*value) + 2 * u16::from(tint)) / 3) as u8;
                     }

@@ -39,9 +39,15 @@ impl Subject {
             Why::Present(truth) => {
                 counts.hit.add(published);
                 let (mut both, mut either) = (0u32, 0u32);
-                for (pixel, labelled) in truth.iter().enumerate() {
+                let mut claimed = vec![false; truth.len()];
+                for mask in masks {
+                    claimed
+                        .iter_mut()
+                        .zip(mask.mask.pixels())
+                        .for_each(|(c, set)| *c |= set);
+                }
+                for (labelled, claimed) in truth.iter().zip(claimed) {
                     let Some(labelled) = *labelled else { continue };
-                    let claimed = masks.iter().any(|m| m.mask.pixels()[pixel]);
                     both += u32::from(labelled && claimed);
                     either += u32::from(labelled || claimed);
                 }
