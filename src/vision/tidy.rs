@@ -7,48 +7,49 @@
 /// positive cells. `logits` is a square grid; parts connect by edges, holes by corners too. What reaches the
 /// border is no hole.
 pub fn tidy(logits: &mut [f32], share: f32) {
+    let side = logits.len().isqrt();
     let positive = logits.iter().filter(|l| **l > 0.0).count();
     let least = share * positive as f32;
     // Holes last: a speck inside a hole is part of it then.
     for part in [true, false] {
-        for region in regions(logits, part) {
-            let small = (region.cells.len() as f32) < least;
-            if small && (part || !region.at_border) {
-                region.cells.iter().for_each(|&cell| logits[cell] = -logits[cell]);
+        let open = logits.iter().map(|&l| (l > 0.0) == part).collect();
+        for cells in connected(open, !part) {
+            let small = (cells.len() as f32) < least;
+            if small && (part || !cells.iter().any(|&cell| at_border(cell, side))) {
+                cells.iter().for_each(|&cell| logits[cell] = -logits[cell]);
             }
         }
     }
 }
 
-struct Region {
-    cells: Vec<usize>,
-    at_border: bool,
+fn at_border(cell: usize, side: usize) -> bool {
+    let (x, y) = (cell % side, cell / side);
+    x == 0 || y == 0 || x + 1 == side || y + 1 == side
 }
 
-/// Connected regions of the cells that are positive, by edges, or of those that are not, by corners too.
-fn regions(logits: &[f32], positive: bool) -> Vec<Region> {
-    let side = logits.len().isqrt();
-    let mut open: Vec<bool> = logits.iter().map(|&l| (l > 0.0) == positive).collect();
+/// Connected regions of the `open` cells of a square grid, in the order of their first cells; cells connect by edges, and
+/// `by_corners` if that is set.
+pub(in crate::vision) fn connected(mut open: Vec<bool>, by_corners: bool) -> Vec<Vec<usize>> {
+    let side = open.len().isqrt();
     let mut found = Vec::new();
-    for start in 0..side * side {
+    for start in 0..open.len() {
         if !std::mem::replace(&mut open[start], false) {
             continue;
         }
-        let (mut cells, mut next, mut at_border) = (vec![start], 0, false);
+        let (mut cells, mut next) = (vec![start], 0);
         while let Some(&cell) = cells.get(next) {
             next += 1;
             let (x, y) = (cell % side, cell / side);
-            at_border |= x == 0 || y == 0 || x + 1 == side || y + 1 == side;
             for ny in y.saturating_sub(1)..(y + 2).min(side) {
                 for nx in x.saturating_sub(1)..(x + 2).min(side) {
-                    let by_edge = nx == x || ny == y;
-                    if (by_edge || !positive) && std::mem::replace(&mut open[ny * side + nx], false) {
+                    let touches = by_corners || nx == x || ny == y;
+                    if touches && std::mem::replace(&mut open[ny * side + nx], false) {
                         cells.push(ny * side + nx);
                     }
                 }
             }
         }
-        found.push(Region { cells, at_border });
+        found.push(cells);
     }
     found
 }

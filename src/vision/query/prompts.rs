@@ -5,6 +5,7 @@
 
 use super::{PROMPT_CLAMP, ScoreMap, logit, sigmoid};
 use crate::vision::geometry::{FrameSize, Letterbox, ModelPoint, resample_to_frame};
+use crate::vision::tidy::connected;
 
 /// Next number in [0, 1) of the splitmix64 sequence: fixed here, so that the points of a frame never change with a
 /// library version.
@@ -110,25 +111,10 @@ impl ScoreMap {
 
     /// 8-connected components of valid patches at or above the threshold, the heaviest first.
     fn components(&self, query: usize, keep: usize) -> Vec<Component> {
-        let (grid, logits, cut) = (self.grid, self.logits(query), logit(self.thresholds[query]));
-        let mut open: Vec<bool> = logits.iter().zip(&self.valid).map(|(&l, &v)| v && l >= cut).collect();
+        let (logits, cut) = (self.logits(query), logit(self.thresholds[query]));
+        let open = logits.iter().zip(&self.valid).map(|(&l, &v)| v && l >= cut).collect();
         let mut found = Vec::new();
-        for start in 0..open.len() {
-            if !std::mem::replace(&mut open[start], false) {
-                continue;
-            }
-            let (mut patches, mut next) = (vec![start], 0);
-            while let Some(&at) = patches.get(next) {
-                next += 1;
-                let (x, y) = (at % grid, at / grid);
-                for ny in y.saturating_sub(1)..(y + 2).min(grid) {
-                    for nx in x.saturating_sub(1)..(x + 2).min(grid) {
-                        if std::mem::replace(&mut open[ny * grid + nx], false) {
-                            patches.push(ny * grid + nx);
-                        }
-                    }
-                }
-            }
+        for patches in connected(open, true) {
             let probabilities = patches.iter().map(|&p| sigmoid(logits[p]));
             let (mass, squares) = probabilities.fold((0.0, 0.0), |(m, s), p| (m + p, s + p * p));
             found.push(Component {
