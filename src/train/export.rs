@@ -48,8 +48,7 @@ const MERGES_FILE: &str = "merges.txt";
 /// # Errors
 /// [`ExportError`] if the weights do not fit the recipe or a file cannot be written.
 pub fn bundle(recipe: &Recipe, weights: &Weights, folder: &Path, storage: Storage) -> Result<Bundle, ExportError> {
-    let has_detail = weights.keys().any(|name| name.starts_with(encoder::DETAIL));
-    let recipe = &if has_detail {
+    let recipe = &if encoder::has_detail(weights) {
         recipe.exported()
     } else {
         recipe.adapted()

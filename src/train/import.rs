@@ -55,7 +55,7 @@ pub fn trained(path: &Path, config: &MergedConfig) -> Result<Weights, ImportErro
     } else {
         model_weights(weights::read(path)?)
     };
-    if !weights.keys().any(|name| name.starts_with(encoder::DETAIL)) {
+    if !encoder::has_detail(&weights) {
         expected.retain(|name, _| !name.starts_with(encoder::DETAIL));
     }
     weights::check(&weights, &expected, &path.display().to_string())?;

@@ -4,6 +4,7 @@ use super::SamConfig;
 use super::attention::{Block, four};
 use super::position::bicubic_matrix;
 use crate::train::ops::{Conv, Ops};
+use crate::train::weights::Weights;
 
 /// Backbone tokens `[B, g, g, E]` of normalised pixels `[B, 3, S, S]`; S may differ from the native
 /// size, the position tables are resized then.
@@ -30,14 +31,7 @@ pub fn embed_patches<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor) -> 
     } else {
         let mut x = image.clone();
         for (i, &out) in config.stem.iter().enumerate() {
-            let conv = Conv {
-                out,
-                kernel: 3,
-                stride: 2,
-                padding: 1,
-                bias: true,
-            };
-            x = ops.conv2d(&x, &format!("image_encoder.patch_embed.stem.{i}"), conv);
+            x = ops.conv2d(&x, &format!("image_encoder.patch_embed.stem.{i}"), halving(out));
             if i + 1 < config.stem.len() {
                 x = ops.gelu(&ops.layer_norm_2d(&x, &format!("image_encoder.patch_embed.norm.{i}")));
             }
@@ -52,6 +46,17 @@ pub fn embed_patches<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor) -> 
         table = resize_table(ops, &table, native, h, w, e);
     }
     ops.add(&tokens, &table)
+}
+
+/// A convolution of 3×3 that halves the side.
+fn halving(out: usize) -> Conv {
+    Conv {
+        out,
+        kernel: 3,
+        stride: 2,
+        padding: 1,
+        bias: true,
+    }
 }
 
 /// Bicubic resize of `[1, s, s, E]` to `[1, h, w, E]`.
@@ -110,6 +115,12 @@ pub fn neck<O: Ops>(ops: &O, config: &SamConfig, tokens: &O::Tensor) -> O::Tenso
 /// Prefix of the weights that [`detail`] has.
 pub const DETAIL: &str = "image_encoder.detail.";
 
+/// Whether `weights` are those of a model with the detail path.
+#[must_use]
+pub fn has_detail(weights: &Weights) -> bool {
+    weights.keys().any(|name| name.starts_with(DETAIL))
+}
+
 /// What the mask decoder sees: the neck's output, and the detail of the pixels where the model has that; `[B, C, g, g]`.
 pub fn embeddings<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor, tokens: &O::Tensor) -> O::Tensor {
     let neck = neck(ops, config, tokens);
@@ -123,14 +134,7 @@ pub fn embeddings<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor, tokens
 fn detail<O: Ops>(ops: &O, config: &SamConfig, image: &O::Tensor) -> O::Tensor {
     let mut x = image.clone();
     for (i, &out) in config.detail.iter().enumerate() {
-        let conv = Conv {
-            out,
-            kernel: 3,
-            stride: 2,
-            padding: 1,
-            bias: true,
-        };
-        x = ops.conv2d(&x, &format!("{DETAIL}conv.{i}"), conv);
+        x = ops.conv2d(&x, &format!("{DETAIL}conv.{i}"), halving(out));
         x = ops.gelu(&ops.layer_norm_2d(&x, &format!("{DETAIL}norm.{i}")));
     }
     let cell = config.patch_size >> config.detail.len();
