@@ -439,7 +439,7 @@ fn t12_many_unpluggings_leave_nothing_behind() {
 fn t13_the_bundled_model_finds_what_vivid_shows() {
     let _vivid = Vivid::load(Vivid::SINGLE_PLANAR);
     let cache =
-        std::env::var("SAMCLIP_TEXTS").expect("SAMCLIP_TEXTS: a cache with the query's text, which takes minutes here");
+        std::env::var("SAMCLIP_TEXTS").expect("SAMCLIP_TEXTS: a cache with the query's text, which takes long here");
     let camera = "[[camera]]\nid = \"cam\"\nsource = \"v4l2://card:vivid?format=NV12\"\nfps = 1\n\
          controls = { osd_text_mode = \"None\" }\n\
          [[query]]\nid = \"curtain\"\nthreshold = 0.02\n";

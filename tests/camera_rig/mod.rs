@@ -18,9 +18,9 @@ use crate::tiny;
 /// Longer than anything takes that passes, on one slow emulated processor.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Oldest frame that is still of now; a frame of the bundled model takes a minute on an emulated processor.
+/// Oldest frame that is still of now; a frame of the bundled model takes ten seconds on an emulated processor.
 const OLDEST: Duration = Duration::from_secs(15);
-const OLDEST_OF_SLOW: Duration = Duration::from_secs(180);
+const OLDEST_OF_SLOW: Duration = Duration::from_secs(60);
 
 /// One line of the table, to the output and to the file named by SAMCLIP_MATRIX.
 pub fn matrix(camera: &str, format: &str, fault: &str, figures: &str) {
