@@ -9,7 +9,7 @@ use samclip::contract::Manifest;
 use samclip::runtime::{self, Backend, RuntimeOptions};
 use samclip::train::autodiff::Graph;
 use samclip::train::model::encode;
-use samclip::train::recipe::{BatchSize, Recipe, Separate, Sharpen, Watch};
+use samclip::train::recipe::{BatchSize, Finetune, Recipe, Separate, Sharpen, Watch};
 use samclip::train::session::model_weights;
 use samclip::train::weights::{self, Weights};
 use samclip::vision::features::Features;
@@ -330,12 +330,78 @@ fn the_sam_head_learns_the_daemons_prompts_and_what_the_clip_head_says_stays() {
         let largest = a.iter().zip(b).map(distance).fold(0.0, f32::max);
         assert!(largest < 1e-3, "{name}: {largest}");
     }
+    a_model_goes_on_learning_without_its_teachers(&path, &alone.join("sharpen.safetensors"), folder.path());
+}
+
+/// `start` are weights of the recipe at `path`, with a detail path.
+fn a_model_goes_on_learning_without_its_teachers(path: &Path, start: &Path, folder: &Path) {
+    let read = |path: &Path| model_weights(weights::read(path).unwrap());
+    let finetune = |name: &str, clip: f32| {
+        let mut recipe = Recipe::read(path).unwrap();
+        let mut stage = recipe.adapt.as_ref().unwrap().stage.clone();
+        (stage.steps, stage.batch, stage.prompts, stage.learning_rate) = (50, 8, 2, 1e-3);
+        recipe.finetune = Some(Finetune {
+            own_prompts: 0.5,
+            stage,
+        });
+        recipe.losses.clip = clip;
+        let (path, out) = (folder.join(format!("{name}.toml")), folder.join(name));
+        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+        let mut arguments = on_scenes("finetune", &path, &out).to_vec();
+        arguments.extend(["--start", start.to_str().unwrap()]);
+        let output = train(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let curve = std::fs::read_to_string(out.join("finetune.curve.csv")).unwrap();
+        let last = |part: &str| {
+            let lines = curve.lines().filter_map(|line| line.split_once(&format!(",{part},")));
+            let values: Vec<f32> = lines.map(|(_, value)| value.parse().unwrap()).collect();
+            (values[0], values[values.len() - 1])
+        };
+        (
+            read(&out.join("finetune.safetensors")),
+            last("region-text"),
+            last("clip"),
+        )
+    };
+    let before = read(start);
+    let (after, region_text, forgotten) = finetune("unbound", 0.0);
+    assert!(region_text.1 < region_text.0, "{region_text:?}");
+    let moved: Vec<&String> = before.keys().filter(|n| before[*n] != after[*n]).collect();
+    for part in [
+        "image_encoder.blocks.",
+        "image_encoder.detail.",
+        "clip_head.",
+        "mask_decoder.",
+    ] {
+        assert!(moved.iter().any(|n| n.starts_with(part)), "{part}: {moved:?}");
+    }
+    let may = ["image_encoder.", "clip_head.", "mask_decoder."];
+    assert!(
+        moved.iter().all(|n| may.iter().any(|part| n.starts_with(part))),
+        "{moved:?}"
+    );
+    // What it rehearses is what it said before.
+    let (_, _, rehearsed) = finetune("bound", 30.0);
+    assert!(rehearsed.1 < 0.5 * forgotten.1, "{rehearsed:?} {forgotten:?}");
+
+    let output = train(&on_scenes("finetune", path, &folder.join("none")));
+    let error = text(&output.stderr);
+    assert!(
+        !output.status.success() && error.contains("the recipe has no [finetune]"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_bundle_that_the_recipe_did_not_make_is_no_start() {
     let folder = tempfile::tempdir().unwrap();
     let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let mut recipe = Recipe::read(&path).unwrap();
+    recipe.sharpen = Some(Sharpen {
+        detail: Vec::new(),
+        stage: recipe.distill.clone(),
+    });
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano");
     let mut arguments = on_scenes("sharpen", &path, &out).to_vec();
     arguments.extend(["--start", nano.to_str().unwrap()]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use samclip::train::dataset::Layout;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
@@ -36,8 +36,10 @@ enum Command {
     Adapt(RunArguments),
     /// After stage 3: the text tower learns other words for the names of the photos.
     Words(RunArguments),
+    /// After the words, or from a bundle: backbone and both heads go on learning from labelled photos, without teachers.
+    Finetune(StartArguments),
     /// At the end: neck and mask decoder learn to answer the prompts that the daemon makes.
-    Sharpen(SharpenArguments),
+    Sharpen(StartArguments),
     /// Writes the bundle of a finished run.
     Export(ExportArguments),
     /// Reads a published checkpoint, checks every tensor and stores it as .safetensors.
@@ -169,7 +171,7 @@ struct RunArguments {
 }
 
 #[derive(clap::Args)]
-struct SharpenArguments {
+struct StartArguments {
     /// Weights to begin with, in place of all earlier stages: a checkpoint of the recipe's last stage before, or the folder of
     /// a bundle that the recipe made.
     #[arg(long, value_name = "PATH")]
@@ -185,13 +187,20 @@ struct CostArguments {
     recipe: PathBuf,
 }
 
+impl StartArguments {
+    /// A stage that may begin with somebody's weights.
+    fn run<T>(self, stage: impl FnOnce(&Run) -> Result<T>) -> Result<()> {
+        self.run.run_from(self.start, stage).map(|_| ())
+    }
+}
+
 impl RunArguments {
     /// The processes and the run; what `stage` returns once all processes have done it.
     fn run<T>(self, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
         self.run_from(None, stage)
     }
 
-    /// As [`Self::run`], from weights in place of the stages before `[sharpen]`.
+    /// As [`Self::run`], from weights in place of the stages before.
     fn run_from<T>(self, start: Option<PathBuf>, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
         #[cfg(feature = "mpi")]
         let processes = match self.mpi {
@@ -244,7 +253,14 @@ fn main() -> Result<()> {
         Command::Distill(arguments) => arguments.run(Run::distill).map(|_| ()),
         Command::Adapt(arguments) => arguments.run(Run::adapt).map(|_| ()),
         Command::Words(arguments) => arguments.run(Run::words).map(|_| ()),
-        Command::Sharpen(arguments) => arguments.run.run_from(arguments.start, Run::sharpen).map(|_| ()),
+        Command::Finetune(arguments) => arguments.run(|run| {
+            ensure!(run.recipe.finetune.is_some(), "the recipe has no [finetune]");
+            run.finetune()
+        }),
+        Command::Sharpen(arguments) => arguments.run(|run| {
+            ensure!(run.recipe.sharpen.is_some(), "the recipe has no [sharpen]");
+            run.sharpen()
+        }),
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {

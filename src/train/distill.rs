@@ -31,12 +31,20 @@ const PROBE: u64 = 3;
 const DISTILL: u64 = 4;
 const ADAPT: u64 = 5;
 
+/// Whose image embeddings L_CLIP asks for.
+pub enum ClipTeacher {
+    /// A CLIP model's, at the size that it was made for.
+    Tower(Graph<Flex>),
+    /// The merged model's own of before, on the very pictures that the student sees.
+    Before(Graph<Flex>),
+}
+
 /// Frozen teachers: held in their own type, without a tape, so that they cannot be trained by mistake.
 pub struct Teachers {
     sam: Weights,
     sam_config: SamConfig,
     /// The CLIP teacher.
-    pub clip: Graph<Flex>,
+    pub clip: ClipTeacher,
     /// Text embeddings of names by the CLIP teacher's tower.
     pub text: TextBank,
     /// The text tower's tokenizer.
@@ -50,8 +58,20 @@ impl Teachers {
         Self {
             sam,
             sam_config: recipe.sam.clone(),
-            clip: Graph::new(clip, Default::default()),
+            clip: ClipTeacher::Tower(Graph::new(clip, Default::default())),
             text,
+            tokenizer,
+        }
+    }
+
+    /// Rehearsal without teachers: the merged model `before` of `recipe` is both of them.
+    #[must_use]
+    pub fn of_before(recipe: &Recipe, before: &Weights, tokenizer: Tokenizer) -> Self {
+        Self {
+            sam: before.clone(),
+            sam_config: recipe.sam.clone(),
+            clip: ClipTeacher::Before(Graph::new(before, Default::default())),
+            text: TextBank::new(before, recipe.merged(), tokenizer.clone()),
             tokenizer,
         }
     }
@@ -192,16 +212,16 @@ pub fn adapt(
 }
 
 /// What a stage's steps are made of.
-struct Steps<'a> {
-    stage: &'a Stage,
+pub(super) struct Steps<'a> {
+    pub stage: &'a Stage,
     /// Stage number, for random streams.
-    number: u64,
+    pub number: u64,
     /// Share of mask prompts.
-    masks: f64,
+    pub masks: f64,
     /// Whether the points of mask prompts are drawn from the CLIP head's scores too.
-    own_points: bool,
+    pub own_points: bool,
     /// Where the features of frozen networks are kept, if the stage's batches come again.
-    features: Option<Store>,
+    pub features: Option<Store>,
 }
 
 /// Computes what a store lacks of the micro-batches `indices` of `steps`. `make` works on another thread.
@@ -242,7 +262,7 @@ fn look_at_all(
 }
 
 /// Runs a stage from where its session stands; returns the weights it ends with.
-fn run(
+pub(super) fn run(
     mut session: Session,
     steps: &Steps,
     recipe: &Recipe,
@@ -256,6 +276,7 @@ fn run(
     let first = session.processes().rank() * per_process;
     let mut maker = Maker::new(recipe, feed, stage, number, steps.masks, steps.own_points);
     maker.per_step = session.processes().count() * per_process;
+    maker.for_tower = matches!(teachers.clip, ClipTeacher::Tower(_));
     let native = recipe.sam.image_size;
     let make = |step: u64| -> Vec<MicroBatch> {
         let mut batches = Vec::new();

@@ -1,4 +1,4 @@
-//! One forward and backward pass of stages 1 to 3: pictures of one size, and the losses that they serve.
+//! One forward and backward pass of stages 1 to 3 and of `[finetune]`: pictures of one size, and the losses that they serve.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use rand::RngExt as _;
 use crate::text::templates::TEMPLATES;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
-use crate::train::distill::Teachers;
+use crate::train::distill::{ClipTeacher, Teachers};
 use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, SCALES, in_other_words};
 use crate::train::frozen::Features;
 use crate::train::kernels::Kernels;
@@ -67,6 +67,8 @@ pub struct Maker<'a> {
     own_points: bool,
     /// Micro-batches of a step, those of all processes together.
     pub per_step: usize,
+    /// Whether the pictures are shown to a CLIP teacher's tower, at its size.
+    pub for_tower: bool,
     base: Vec<String>,
     name_weights: HashMap<String, f32>,
 }
@@ -98,6 +100,7 @@ impl<'a> Maker<'a> {
             masks,
             own_points,
             per_step: stage.accumulate,
+            for_tower: true,
             base: feed.names(),
             name_weights: name_weights(feed, recipe.losses.least_weight),
         }
@@ -136,7 +139,7 @@ impl<'a> Maker<'a> {
             let mut rng = feed.rng(number, step, slot);
             let sample = feed.sample(number, step, slot, per_step, UNLABELLED);
             let item = feed.item(&sample, side, SCALES, &mut rng);
-            if serves != Serves::Sam {
+            if serves != Serves::Sam && self.for_tower {
                 let (region, fit) = (item.view.region, Fit::Stretch);
                 let at_teacher = view(&sample, region, teacher_side, fit, Colours::SAME, &CLIP_NORMALISATION);
                 micro.teacher_pixels.extend(at_teacher.pixels);
@@ -177,15 +180,24 @@ impl MicroBatch {
     }
 
     /// `[B, D]`: image embeddings of the CLIP teacher, unit norm.
-    fn teacher(&self, recipe: &Recipe, clip: &Graph<Flex>) -> Vec<f32> {
-        let side = recipe.clip_teacher.image_size;
-        let image = clip.input(self.teacher_pixels.clone(), &[self.items.len(), 3, side, side]);
-        clip.values(&clip.unit_norm(&clip::encode_image(clip, &clip_config(recipe), &image)))
+    fn teacher(&self, recipe: &Recipe, clip: &ClipTeacher) -> Vec<f32> {
+        match clip {
+            ClipTeacher::Tower(clip) => {
+                let side = recipe.clip_teacher.image_size;
+                let image = clip.input(self.teacher_pixels.clone(), &[self.items.len(), 3, side, side]);
+                clip.values(&clip.unit_norm(&clip::encode_image(clip, &clip_config(recipe), &image)))
+            }
+            ClipTeacher::Before(merged) => {
+                let config = recipe.merged();
+                let tokens = encoder::tokens(merged, &config.sam, &self.image(merged));
+                merged.values(&clip_head::embed(merged, &config, &tokens).1)
+            }
+        }
     }
 
     /// What a frozen `backbone` and the CLIP teacher say of the pictures.
     #[must_use]
-    pub fn look(&self, recipe: &Recipe, backbone: &Graph<Flex>, clip: &Graph<Flex>) -> Features {
+    pub fn look(&self, recipe: &Recipe, backbone: &Graph<Flex>, clip: &ClipTeacher) -> Features {
         let config = recipe.merged();
         let tokens = encoder::tokens(backbone, &config.sam, &self.image(backbone));
         let tokens = clip_head::pooled(backbone, &config, &tokens);
@@ -212,9 +224,13 @@ impl MicroBatch {
         let (config, losses) = (recipe.merged(), &recipe.losses);
         let (sam, b) = (&config.sam, self.items.len());
         let features = self.features.take();
-        let tokens = match &features {
-            Some(Features { tokens, .. }) => graph.input(tokens.data.clone(), &tokens.shape),
-            None => encoder::tokens(graph, sam, &self.image(graph)),
+        let (image, tokens) = match &features {
+            Some(Features { tokens, .. }) => (None, graph.input(tokens.data.clone(), &tokens.shape)),
+            None => {
+                let image = self.image(graph);
+                let tokens = encoder::tokens(graph, sam, &image);
+                (Some(image), tokens)
+            }
         };
         let mut total = graph.input(vec![0.0], &[1]);
         let mut parts = Vec::new();
@@ -222,10 +238,10 @@ impl MicroBatch {
             total = graph.add(&total, &graph.scale(&graph.reshape(loss, &[1]), self.share * weight));
         };
 
-        let masks =
-            features.is_none() && self.serves != Serves::Clip && !self.prompts.counts.is_empty() && losses.sam > 0.0;
+        let asked = self.serves != Serves::Clip && !self.prompts.counts.is_empty() && losses.sam > 0.0;
+        let image = image.filter(|_| asked);
         let mut scores = None;
-        if self.serves != Serves::Sam || (masks && losses.region_text > 0.0) {
+        if self.serves != Serves::Sam || (image.is_some() && losses.region_text > 0.0) {
             let pooled = match &features {
                 Some(_) => tokens.clone(),
                 None => clip_head::pooled(graph, &config, &tokens),
@@ -254,7 +270,7 @@ impl MicroBatch {
                 scores = Some(found.logits);
             }
         }
-        if masks {
+        if let Some(image) = image {
             if let Some(logits) = &scores {
                 let scores = Scores {
                     items: &self.items,
@@ -265,11 +281,13 @@ impl MicroBatch {
                 prompts_from_scores(&mut self.prompts, &scores, sam, self.points_seed);
             }
             if let Some(teacher) = sam_teacher {
-                let embeddings = encoder::neck(teacher, sam, &encoder::tokens(teacher, sam, &self.image(teacher)));
+                let image = self.image(teacher);
+                let tokens = encoder::tokens(teacher, sam, &image);
+                let embeddings = encoder::embeddings(teacher, sam, &image, &tokens);
                 let (masks, _) = sam_loss::decode(teacher, sam, &embeddings, &self.prompts);
                 mix_teacher(&mut self.prompts, &teacher.values(&masks), losses.labelled);
             }
-            let embeddings = encoder::neck(graph, sam, &tokens);
+            let embeddings = encoder::embeddings(graph, sam, &image, &tokens);
             let (loss, iou) = sam_loss::loss(graph, sam, &embeddings, &self.prompts, losses);
             parts.extend([("sam", graph.values(&loss)[0]), ("mask iou", iou)]);
             add(&loss, losses.sam);

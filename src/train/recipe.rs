@@ -56,6 +56,10 @@ pub struct Recipe {
     /// ([`words`](crate::train::words)). Without it the text tower is the CLIP teacher's, as in the paper.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub words: Option<Stage>,
+    /// Departure: all of the merged model but the text tower goes on learning from labelled photos, and rehearses what it
+    /// said before ([`finetune`](crate::train::finetune)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finetune: Option<Finetune>,
     /// Departure: the SAM head alone learns to answer the daemon's prompts, at the end
     /// ([`sharpen`](crate::train::sharpen)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,19 +85,22 @@ pub enum StageName {
     Adapt,
     /// Other words for the names.
     Words,
+    /// More labelled photos.
+    Finetune,
     /// The SAM head on the daemon's prompts.
     Sharpen,
 }
 
 impl StageName {
     /// All of them, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::TeachSam,
         Self::TeachClip,
         Self::Probe,
         Self::Distill,
         Self::Adapt,
         Self::Words,
+        Self::Finetune,
         Self::Sharpen,
     ];
 
@@ -107,6 +114,7 @@ impl StageName {
             Self::Distill => "distill",
             Self::Adapt => "adapt",
             Self::Words => "words",
+            Self::Finetune => "finetune",
             Self::Sharpen => "sharpen",
         }
     }
@@ -150,7 +158,7 @@ pub struct Stage {
     pub batch: usize,
     /// Highest learning rate.
     pub learning_rate: f32,
-    /// Stage 2: factor on the learning rate of backbone and SAM head (the paper: 0.1).
+    /// Stage 2 and `[finetune]`: factor on the learning rate of backbone and SAM head (the paper: 0.1).
     #[serde(default = "one")]
     pub backbone_rate: f32,
     /// Steps of linear warm-up.
@@ -254,6 +262,17 @@ pub struct Adapt {
     /// Departure: factor on the learning rate of backbone and neck.
     #[serde(default)]
     pub backbone_rate: f32,
+    /// Steps, batch and rate.
+    pub stage: Stage,
+}
+
+/// The merged model goes on learning, without the teachers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Finetune {
+    /// Share of the SAM head's prompts that are made as the daemon makes them, as in [`Adapt::own_prompts`]; 0-1.
+    #[serde(default)]
+    pub own_prompts: f64,
     /// Steps, batch and rate.
     pub stage: Stage,
 }
@@ -420,6 +439,10 @@ impl Recipe {
         let adapted = self.adapt.as_ref().map_or(sam.image_size, |a| a.image_size);
         let grid = |side: usize| side / 16;
         let pools = |side: usize| grid(side) == self.merged().patch_grid(side) || grid(side).is_multiple_of(2);
+        let own_prompts = [
+            self.adapt.as_ref().map_or(0.0, |adapt| adapt.own_prompts),
+            self.finetune.as_ref().map_or(0.0, |finetune| finetune.own_prompts),
+        ];
         let detail = self.sharpen.as_ref().map_or(&[][..], |s| &s.detail);
         let rules: [(&'static str, bool, String, String); 24] = [
             (
@@ -475,14 +498,14 @@ impl Recipe {
             ),
             (
                 "losses.region_text",
-                self.losses.region_text > 0.0 || self.adapt.as_ref().is_none_or(|a| a.own_prompts == 0.0),
+                self.losses.region_text > 0.0 || own_prompts == [0.0; 2],
                 self.losses.region_text.to_string(),
-                "above 0 with adapt.own_prompts, whose prompts come from its scores".into(),
+                "above 0 with own_prompts, which come from its scores".into(),
             ),
             (
-                "adapt.own_prompts",
-                self.adapt.as_ref().is_none_or(|a| (0.0..=1.0).contains(&a.own_prompts)),
-                self.adapt.as_ref().map_or(0.0, |a| a.own_prompts).to_string(),
+                "own_prompts",
+                own_prompts.iter().all(|share| (0.0..=1.0).contains(share)),
+                format!("{own_prompts:?} in [adapt] and [finetune]"),
                 "0 to 1".into(),
             ),
             (
@@ -651,6 +674,7 @@ impl Recipe {
             .chain([&self.probe, &self.distill])
             .chain(last)
             .chain(&self.words)
+            .chain(self.finetune.iter().map(|finetune| &finetune.stage))
             .chain(self.sharpen.iter().map(|sharpen| &sharpen.stage))
     }
 

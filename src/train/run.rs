@@ -13,6 +13,7 @@ use crate::text::tokenizer::Tokenizer;
 use crate::train::dataset::{Dataset, Layout};
 use crate::train::distill::{self, Teachers};
 use crate::train::feed::Feed;
+use crate::train::finetune;
 use crate::train::import;
 use crate::train::model::resize;
 use crate::train::processes::Processes;
@@ -39,7 +40,7 @@ pub struct RunOptions {
     pub sam: Option<PathBuf>,
     /// An OpenCLIP checkpoint as teacher, in place of the recipe's `[teach_clip]`.
     pub clip: Option<PathBuf>,
-    /// Weights of the recipe's bundle, or the bundle itself, in place of all stages before `[sharpen]`.
+    /// Weights of the recipe's bundle, or the bundle itself, in place of all stages before `[finetune]` or `[sharpen]`.
     pub start: Option<PathBuf>,
     /// The processes that train together.
     pub processes: Processes,
@@ -196,16 +197,33 @@ impl Run {
         Ok(words::words(recipe, feed, &self.tokenizer, adapted, folder)?)
     }
 
+    /// The weights of [`RunOptions::start`], or of the stages `before`.
+    fn start(&self, before: impl FnOnce(&Self) -> Result<Weights>) -> Result<Weights> {
+        match &self.start {
+            Some(start) => Ok(import::trained(start, &self.recipe.exported().merged())?),
+            None => before(self),
+        }
+    }
+
+    /// More labelled photos if the recipe has that stage, after the words or from [`RunOptions::start`].
+    ///
+    /// # Errors
+    /// Of the stages, or of weights that do not fit the recipe.
+    pub fn finetune(&self) -> Result<Weights> {
+        let trained = self.start(Self::words)?;
+        let Self {
+            recipe, feed, folder, ..
+        } = self;
+        Ok(finetune::finetune(recipe, feed, &self.tokenizer, trained, folder)?)
+    }
+
     /// The SAM head on the daemon's prompts if the recipe has that stage, after everything else or from
     /// [`RunOptions::start`]: the weights of the bundle.
     ///
     /// # Errors
     /// Of the stages, or of weights that do not fit the recipe.
     pub fn sharpen(&self) -> Result<Weights> {
-        let trained = match &self.start {
-            Some(start) => import::trained(start, &self.recipe.exported().merged())?,
-            None => self.words()?,
-        };
+        let trained = self.start(Self::finetune)?;
         let Self {
             recipe, feed, folder, ..
         } = self;
