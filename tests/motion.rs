@@ -5,11 +5,10 @@ mod bus;
 mod subscriber;
 mod tiny;
 
-use std::path::Path;
 use std::sync::mpsc::channel;
 
-use bus::{Daemon, PATIENCE, config_text, until, write_model_and_frames, write_model_and_stripes};
-use samclip::daemon::commands::{Change, Command, Outcome, Reply};
+use bus::{Daemon, PATIENCE, config_text, show_stripes, until, write_model_and_frames};
+use samclip::daemon::commands::{Change, Command, Reply};
 use samclip::message::event::{EventKind, EventMessage};
 use samclip::message::payload::{DetectStatus, STATS_SCHEMA, StatsMessage};
 use samclip::message::query::QueryMessage;
@@ -46,24 +45,8 @@ fn comes_to_rest(daemon: &Daemon, what: &str) -> u64 {
     processed
 }
 
-fn ask(daemon: &Daemon, command: Command) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    let asked = async { tokio::time::timeout(PATIENCE, daemon.door.ask(command)).await };
-    runtime.block_on(asked).expect("an answer although nothing moves")
-}
-
 fn yard() -> String {
     "yard".to_owned()
-}
-
-/// What the camera shows from now on; its directory is read again and again.
-fn show(dir: &Path, [blue, yellow]: [u32; 2]) {
-    let other = tempfile::tempdir_in(dir).unwrap();
-    write_model_and_stripes(other.path(), (131, 97), [blue, yellow]);
-    std::fs::rename(other.path().join("frames/0.png"), dir.join("frames/0.png")).unwrap();
 }
 
 #[test]
@@ -85,16 +68,16 @@ fn while_nothing_moves_only_what_is_wanted_is_processed_and_that_at_once() {
         id: "blue".into(),
         query,
     };
-    assert_eq!(ask(&daemon, Command::Ask { camera: yard(), change }), Ok(Reply::Done));
+    assert_eq!(daemon.ask(Command::Ask { camera: yard(), change }), Ok(Reply::Done));
     until("blue is seen", || daemon.count("yard", "blue") == Some(1));
     assert!(matches!(
-        ask(&daemon, Command::Snapshot { camera: yard() }),
+        daemon.ask(Command::Snapshot { camera: yard() }),
         Ok(Reply::Picture(_))
     ));
     let detect = |on| Command::SetDetect { camera: yard(), on };
-    assert_eq!(ask(&daemon, detect(false)), Ok(Reply::Done));
+    assert_eq!(daemon.ask(detect(false)), Ok(Reply::Done));
     until("all is over", || daemon.count("yard", "red") == Some(0));
-    assert_eq!(ask(&daemon, detect(true)), Ok(Reply::Done));
+    assert_eq!(daemon.ask(detect(true)), Ok(Reply::Done));
     until("red is back", || daemon.count("yard", "red") == Some(1));
     // Somebody looks at the page: one picture after the other, sooner than the next may be drawn.
     for _ in 0..3 {
@@ -106,7 +89,7 @@ fn while_nothing_moves_only_what_is_wanted_is_processed_and_that_at_once() {
 
     // Without the table every frame is processed again, on the same stream.
     daemon.write(&config_text(dir.path(), "[dbus]\nenabled = false\n"));
-    assert_eq!(ask(&daemon, Command::Reload), Ok(Reply::Done));
+    assert_eq!(daemon.ask(Command::Reload), Ok(Reply::Done));
     until("every frame is processed", || counts(&daemon).0 >= settled + 30);
     let opened = daemon.view.look(|seen| seen.cameras["yard"].source.opened);
     assert_eq!(opened, 1);
@@ -120,9 +103,9 @@ fn what_moves_is_processed_and_what_has_gone_ends() {
     until("red is seen", || daemon.count("yard", "red") == Some(1));
     comes_to_rest(&daemon, "nothing moves");
     // All of it turns yellow; that is no longer red for max_age, whatever moves meanwhile.
-    show(dir.path(), [0, 0]);
+    show_stripes(dir.path(), [0, 0]);
     until("red is gone", || daemon.count("yard", "red") == Some(0));
-    show(dir.path(), [50, 90]);
+    show_stripes(dir.path(), [50, 90]);
     until("red is back", || daemon.count("yard", "red") == Some(1));
     comes_to_rest(&daemon, "it is still again");
 }

@@ -182,14 +182,9 @@ fn of<'a>(messages: &'a Messages, topic: &str) -> Vec<&'a str> {
     bodies.map(|m| std::str::from_utf8(&m.1).unwrap()).collect()
 }
 
-fn ask(daemon: &Daemon, command: Command) -> Result<Reply, Refusal> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(daemon.door.ask(command))
-}
-
 fn reload(daemon: &Daemon, text: &str) -> Result<Reply, Refusal> {
     daemon.write(text);
-    ask(daemon, Command::Reload)
+    daemon.ask(Command::Reload)
 }
 
 #[test]
@@ -250,7 +245,7 @@ fn queries_zones_and_cameras_change_while_the_other_cameras_stream_on() {
             );
         }
         std::fs::remove_file(&daemon.file).unwrap();
-        let refused = ask(&daemon, Command::Reload).unwrap_err().to_string();
+        let refused = daemon.ask(Command::Reload).unwrap_err().to_string();
         assert!(refused.contains("No such file"), "{refused}");
         assert_eq!(daemon.count("gate", "sea"), Some(1));
 
@@ -262,7 +257,7 @@ fn queries_zones_and_cameras_change_while_the_other_cameras_stream_on() {
         });
         until("the sea is still seen", || daemon.count("yard", "sea") == Some(1));
         // A frame of the last configuration.
-        assert!(matches!(ask(&daemon, snapshot()), Ok(Reply::Picture(_))));
+        assert!(matches!(daemon.ask(snapshot()), Ok(Reply::Picture(_))));
     });
     let frames = messages.iter().filter(|m| m.0 == "samclip/yard/frame");
     let numbers: Vec<u64> = frames.map(|m| FrameMessage::decode(&m.1).unwrap().seq).collect();
@@ -320,9 +315,9 @@ fn what_was_changed_live_goes_before_the_new_file_as_after_a_restart() {
     {
         let daemon = Daemon::start(dir.path(), &text(""));
         until("red is seen", || daemon.count("yard", "red") == Some(1));
-        assert_eq!(ask(&daemon, asks("sea", "blue")), Ok(Reply::Done));
+        assert_eq!(daemon.ask(asks("sea", "blue")), Ok(Reply::Done));
         let remove = removes("red");
-        assert_eq!(ask(&daemon, remove), Ok(Reply::Done));
+        assert_eq!(daemon.ask(remove), Ok(Reply::Done));
         assert_eq!(reload(&daemon, &more), Ok(Reply::Done));
         assert_eq!(queries(&daemon), ["green", "sea"]);
     }

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::Command as Program;
 use std::sync::mpsc::channel;
 
-use bus::{Daemon, PATIENCE, config_text, until, write_model_and_stripes};
+use bus::{Daemon, PATIENCE, config_text, show_stripes, until, write_model_and_stripes};
 use samclip::contract::Manifest;
-use samclip::daemon::commands::{Change, Command, Outcome, Refusal, Reply};
+use samclip::daemon::commands::{Change, Command, Refusal, Reply};
 use samclip::daemon::view::CameraSeen;
 use samclip::message::event::{EventKind, EventMessage};
 use samclip::message::payload::{FRAME_SCHEMA, FrameMessage, STATS_SCHEMA, StatsMessage};
@@ -36,13 +36,6 @@ const WIDE: [u32; 2] = [60, 60];
 
 fn paint(dir: &Path, stripes: [u32; 2]) {
     write_model_and_stripes(dir, (131, 97), stripes);
-}
-
-/// What the camera shows from now on; its directory is read again and again.
-fn show(dir: &Path, stripes: [u32; 2]) {
-    let other = tempfile::tempdir_in(dir).unwrap();
-    paint(other.path(), stripes);
-    std::fs::rename(other.path().join("frames/0.png"), dir.join("frames/0.png")).unwrap();
 }
 
 /// Looks at the full and at the small size.
@@ -74,15 +67,6 @@ fn comes_to_calm(daemon: &Daemon) -> u64 {
     full
 }
 
-fn ask(daemon: &Daemon, command: Command) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
-    let asked = async { tokio::time::timeout(PATIENCE, daemon.door.ask(command)).await };
-    runtime.block_on(asked).expect("an answer")
-}
-
 fn yard() -> String {
     "yard".to_owned()
 }
@@ -94,10 +78,10 @@ fn an_empty_scene_goes_through_the_small_size_and_one_with_something_in_it_never
     let text = format!("{EVENTS}[camera.sizes]\ncalm = 64\nrefresh = 86400\nhold = 0.5\n");
     let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &text));
     assert_eq!(comes_to_calm(&daemon), 1, "the first look is a full one");
-    show(dir.path(), WIDE);
+    show_stripes(dir.path(), WIDE);
     until("red is seen", || daemon.count("yard", "red") == Some(1));
     assert_eq!(others(&daemon, 0, 20), 0, "it is there");
-    show(dir.path(), EMPTY);
+    show_stripes(dir.path(), EMPTY);
     until("red is gone", || daemon.count("yard", "red") == Some(0));
     let (gone, [full, _]) = (std::time::Instant::now(), looks(&daemon));
     let more = comes_to_calm(&daemon) - full;
@@ -147,7 +131,7 @@ fn what_only_the_full_size_shows_is_one_thing_from_the_next_refresh_on() {
         subscribed.recv_timeout(PATIENCE).unwrap();
         let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &text));
         others(&daemon, 1, 5);
-        show(dir.path(), THIN);
+        show_stripes(dir.path(), THIN);
         messages.join().unwrap()
     });
     let of = |topic: &'static str| messages.iter().filter(move |m| m.0 == topic).map(|m| &m.1);
@@ -196,7 +180,7 @@ fn a_hint_too_weak_for_the_small_size_alone_is_looked_into_at_once() {
     let text = format!("{EVENTS}[camera.sizes]\ncalm = 64\nrefresh = 86400\nhold = 0\nhint = 0.1\n");
     let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &text));
     comes_to_calm(&daemon);
-    show(dir.path(), THIN);
+    show_stripes(dir.path(), THIN);
     until("red is seen", || daemon.count("yard", "red") == Some(1));
     let [full, small] = looks(&daemon);
     let frames = daemon.view.look(|seen| seen.cameras["yard"].frames);
@@ -220,17 +204,17 @@ fn a_change_by_anybody_is_looked_at_fully_at_once() {
         id: "blue".into(),
         query,
     };
-    assert_eq!(ask(&daemon, Command::Ask { camera: yard(), change }), Ok(Reply::Done));
+    assert_eq!(daemon.ask(Command::Ask { camera: yard(), change }), Ok(Reply::Done));
     one_more("another query");
-    let picture = ask(&daemon, Command::Snapshot { camera: yard() });
+    let picture = daemon.ask(Command::Snapshot { camera: yard() });
     assert!(matches!(picture, Ok(Reply::Picture(_))));
     one_more("a picture");
     for on in [false, true] {
         let detect = Command::SetDetect { camera: yard(), on };
-        assert_eq!(ask(&daemon, detect), Ok(Reply::Done));
+        assert_eq!(daemon.ask(detect), Ok(Reply::Done));
     }
     one_more("detection switched off and on");
-    assert_eq!(ask(&daemon, Command::Reload), Ok(Reply::Done));
+    assert_eq!(daemon.ask(Command::Reload), Ok(Reply::Done));
     one_more("a reload");
 }
 
@@ -242,13 +226,13 @@ fn a_reload_takes_sizes_away_and_brings_them_back_and_refuses_one_that_is_not_op
     let daemon = Daemon::start(dir.path(), &with(CALM));
     comes_to_calm(&daemon);
     daemon.write(&with(""));
-    assert_eq!(ask(&daemon, Command::Reload), Ok(Reply::Done));
+    assert_eq!(daemon.ask(Command::Reload), Ok(Reply::Done));
     assert_eq!(others(&daemon, 0, 20), 0);
     daemon.write(&with(CALM));
-    assert_eq!(ask(&daemon, Command::Reload), Ok(Reply::Done));
+    assert_eq!(daemon.ask(Command::Reload), Ok(Reply::Done));
     comes_to_calm(&daemon);
     daemon.write(&with("[camera.sizes]\ncalm = 32\n"));
-    let Err(Refusal::Failed(error)) = ask(&daemon, Command::Reload) else {
+    let Err(Refusal::Failed(error)) = daemon.ask(Command::Reload) else {
         panic!("a size of 32 pixels is not open");
     };
     assert!(error.contains("samclipd.toml"), "{error}");
@@ -293,7 +277,7 @@ fn what_moves_in_a_calm_camera_is_looked_at_at_the_small_size_first() {
     std::fs::rename(pale, dir.path().join("frames/0.png")).unwrap();
     until("something moves", || looks(&daemon)[1] > before[1] + 2);
     assert_eq!(looks(&daemon)[0], before[0]);
-    show(dir.path(), WIDE);
+    show_stripes(dir.path(), WIDE);
     until("red is seen", || daemon.count("yard", "red") == Some(1));
     let rest = left_out();
     until("it is still again", || left_out() > rest + 30);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use image::{Rgb, RgbImage};
 use samclip::clock::{Clock, SystemClock};
 use samclip::daemon::board::Board;
-use samclip::daemon::commands::Door;
+use samclip::daemon::commands::{Command as Asked, Door, Outcome};
 use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::run::{Surroundings, run_in};
@@ -126,6 +126,13 @@ pub fn write_model_and_stripes(dir: &Path, (width, height): (u32, u32), [blue, y
         .unwrap();
 }
 
+/// What a camera shows from now on whose directory is read again and again, as [`write_model_and_stripes`] paints it.
+pub fn show_stripes(dir: &Path, stripes: [u32; 2]) {
+    let other = tempfile::tempdir_in(dir).unwrap();
+    write_model_and_stripes(other.path(), (131, 97), stripes);
+    std::fs::rename(other.path().join("frames/0.png"), dir.join("frames/0.png")).unwrap();
+}
+
 /// The text of a configuration with camera `yard` and query `red`; `rest` is TOML.
 pub fn config_text(dir: &Path, rest: &str) -> String {
     format!(
@@ -149,6 +156,17 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// The answer to a command; it comes although nothing is found or moves.
+    #[track_caller]
+    pub fn ask(&self, command: Asked) -> Outcome {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let asked = async { tokio::time::timeout(PATIENCE, self.door.ask(command)).await };
+        runtime.block_on(asked).expect("an answer in time")
+    }
+
     /// Starts it with a configuration that is written to a file in `dir`.
     pub fn start(dir: &Path, text: &str) -> Self {
         let file = dir.join("samclipd.toml");

@@ -49,6 +49,19 @@ impl Checker<'_> {
         }
     }
 
+    /// Refuses the first value out of its range: key, value, least, most, and the unit with a space before it.
+    pub(super) fn ranges<const N: usize>(
+        &self,
+        rows: [(&str, &Spanned<f32>, f32, f32, &str); N],
+    ) -> Result<(), ConfigError> {
+        for (key, value, least, most, unit) in rows {
+            self.require((least..=most).contains(value.get_ref()), value, || {
+                format!("{key} is {}, expected {least} to {most}{unit}", value.get_ref())
+            })?;
+        }
+        Ok(())
+    }
+
     pub(super) fn check(&self, file: ConfigFile) -> Result<Config, ConfigError> {
         self.require(!file.model.get_ref().as_os_str().is_empty(), &file.model, || {
             "model is empty, expected the folder of a model bundle".into()
@@ -81,14 +94,10 @@ impl Checker<'_> {
                 format!("rate is {}, expected 0.01 to 240 messages per second", rate.get_ref())
             })?;
         }
-        for (key, value, least) in [
-            ("keep_alive", &file.events.keep_alive, 1.0),
-            ("stationary", &file.events.stationary, 0.0),
-        ] {
-            self.require((least..=86_400.0).contains(value.get_ref()), value, || {
-                format!("{key} is {}, expected {least} to 86400 seconds", value.get_ref())
-            })?;
-        }
+        self.ranges([
+            ("keep_alive", &file.events.keep_alive, 1.0, 86_400.0, " seconds"),
+            ("stationary", &file.events.stationary, 0.0, 86_400.0, " seconds"),
+        ])?;
         self.runtime(&file.runtime)?;
         if let Some(background) = &file.background {
             check_background(background.get_ref())

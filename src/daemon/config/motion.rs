@@ -58,16 +58,12 @@ impl MotionTable {
 
 impl Checker<'_> {
     pub(super) fn motion(&self, table: &MotionTable) -> Result<Motion, ConfigError> {
-        for (key, value, least, most, unit) in [
+        self.ranges([
             ("area", &table.area, 0.0001, 0.5, " of the picture"),
             ("change", &table.change, 1.0, 255.0, ""),
             ("refresh", &table.refresh, 0.1, 86_400.0, " seconds"),
             ("hold", &table.hold, 0.0, 3_600.0, " seconds"),
-        ] {
-            self.require((least..=most).contains(value.get_ref()), value, || {
-                format!("{key} is {}, expected {least} to {most}{unit}", value.get_ref())
-            })?;
-        }
+        ])?;
         let seconds = |value: &Spanned<f32>| Duration::from_secs_f32(*value.get_ref());
         Ok(Motion {
             motion: table.rules(),

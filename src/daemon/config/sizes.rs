@@ -71,15 +71,11 @@ impl Checker<'_> {
             let full = full.unwrap_or_default();
             format!("calm is {calm}, expected less than side, which is {full}")
         })?;
-        for (key, value, least, most, unit) in [
+        self.ranges([
             ("hint", &table.hint, 0.0, 1.0, " of a query's threshold"),
             ("refresh", &table.refresh, 0.1, 86_400.0, " seconds"),
             ("hold", &table.hold, 0.0, 3_600.0, " seconds"),
-        ] {
-            self.require((least..=most).contains(value.get_ref()), value, || {
-                format!("{key} is {}, expected {least} to {most}{unit}", value.get_ref())
-            })?;
-        }
+        ])?;
         let seconds = |value: &Spanned<f32>| Duration::from_secs_f32(*value.get_ref());
         Ok(Sizes {
             calm,
