@@ -355,3 +355,26 @@ fn a_deleted_query_stays_deleted_for_home_assistant_when_a_new_one_is_refused() 
         assert_eq!(*removed, serde_json::json!({"platform": "sensor"}), "{body}");
     });
 }
+
+#[test]
+fn of_many_deleted_queries_home_assistant_hears_of_the_last_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let broker = broker();
+    with_daemon(dir.path(), &broker, "homeassistant = \"homeassistant\"", |peer| {
+        peer.until_is("samclip/yard/red", "1");
+        for i in 0..65 {
+            let topic = format!("samclip/yard/query/q{i}");
+            peer.send(&format!("{topic}/set"), r#"{"prompts":["blue"]}"#);
+            peer.until(&format!("{topic}/state"), |body| !body.is_empty());
+            peer.send(&format!("{topic}/set"), "");
+            peer.until_is(&format!("{topic}/state"), "");
+        }
+        let config = "homeassistant/device/samclipd-yard/config";
+        peer.last.remove(config);
+        peer.send("homeassistant/status", "online");
+        let body: Value = serde_json::from_slice(&peer.until(config, |_| true)).unwrap();
+        let told = |id: &str| body["components"].get(format!("samclipd-yard-{id}-count")).is_some();
+        assert!(told("red") && !told("q0") && told("q1") && told("q64"), "{body}");
+    });
+}

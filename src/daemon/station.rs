@@ -2,7 +2,7 @@
 
 mod telling;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,10 @@ pub(super) struct Prepared {
     pub(super) asked: Arc<QuerySet>,
 }
 
+/// Deleted queries that Home Assistant is told of, so that it drops their entities; with fewer, one that was away while many
+/// were deleted would keep some.
+const REMEMBERED: usize = 64;
+
 /// One camera's queries, tracks and last words.
 pub(super) struct Station {
     camera: config::Camera,
@@ -51,8 +55,8 @@ pub(super) struct Station {
     output: Output,
     status: Option<DetectStatus>,
     counts: BTreeMap<QueryId, Count>,
-    /// Queries that were deleted.
-    removed: BTreeSet<QueryId>,
+    /// The queries that were deleted last, oldest first, at most [`REMEMBERED`].
+    removed: VecDeque<QueryId>,
     /// Queries whose mask topic shows something.
     masked: BTreeSet<QueryId>,
     /// When the next frame message may go out, on the monotonic clock.
@@ -95,7 +99,7 @@ impl Station {
             output: config.output,
             status: None,
             counts: BTreeMap::new(),
-            removed: BTreeSet::new(),
+            removed: VecDeque::new(),
             masked: BTreeSet::new(),
             next_frame: Duration::ZERO,
             waiting: Vec::new(),
@@ -202,16 +206,16 @@ impl Station {
                 Some(_) => drop(over.insert(old.id.to_string())),
                 None => {
                     over.insert(old.id.to_string());
-                    self.removed.insert(old.id.clone());
+                    self.removed.push_back(old.id.clone());
                 }
             }
         }
         self.end(|query| over.contains(query), outlet);
-        for query in &self.asking.queries {
-            self.removed.remove(&query.id);
-        }
+        self.removed.retain(|id| self.asking.query(id.as_str()).is_none());
+        let many = self.removed.len().saturating_sub(REMEMBERED);
+        self.removed.drain(..many);
         for old in before.queries.iter().filter(|old| over.contains(old.id.as_str())) {
-            if self.removed.contains(&old.id) {
+            if self.asking.query(old.id.as_str()).is_none() {
                 self.counts.remove(&old.id);
                 self.masked.remove(&old.id);
                 outlet.forget(&self.camera.id, &old.id);
