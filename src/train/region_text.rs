@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::names::canonical;
-use crate::train::dataset::{Split, split};
-use crate::train::feed::{Feed, NameTargets};
+use crate::train::dataset::{ClassNames, Split, split};
+use crate::train::feed::{BACKGROUND, Feed, NameTargets};
 use crate::train::loss::cross_entropy;
 use crate::train::model::clip;
 use crate::train::model::position::linear_matrix;
@@ -96,8 +96,8 @@ pub fn loss(
     }
 }
 
-/// Weight of each name in the region-text loss: the inverse root of its share of labelled pixels against the
-/// third quartile, between `least` and 2, so that rare names are learnt and frequent ones do not drown them.
+/// Weight of each name in the region-text loss, background among them: the inverse root of its share of labelled pixels against
+/// the third quartile, between `least` and 2, so that rare names are learnt and frequent ones do not drown them.
 pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
     let Some(dataset) = feed.dataset() else {
         return HashMap::new();
@@ -109,11 +109,11 @@ pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
         {
             let mut histogram = [0_u32; 256];
             mask.classes.iter().for_each(|&c| histogram[usize::from(c)] += 1);
-            for (class, &n) in histogram.iter().enumerate().filter(|(_, n)| **n > 0) {
-                let name = u8::try_from(class)
-                    .ok()
-                    .and_then(|c| dataset.names().name(c))
-                    .and_then(canonical);
+            for (class, &n) in (0_u8..=255).zip(&histogram).filter(|(_, n)| **n > 0) {
+                let name = match class {
+                    ClassNames::BACKGROUND => Some(BACKGROUND),
+                    _ => dataset.names().name(class).and_then(canonical),
+                };
                 if let Some(name) = name {
                     *counts.entry(name.to_owned()).or_insert(0.0) += f64::from(n);
                 }
@@ -130,6 +130,11 @@ pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
         .filter(|&i| split(&dataset.samples()[i].key) == Split::Train)
         .map(count)
         .reduce(HashMap::new, merge);
+    by_rarity(counts, least)
+}
+
+/// The weights of names with so many pixels.
+fn by_rarity(counts: HashMap<String, f64>, least: f32) -> HashMap<String, f32> {
     let mut sorted: Vec<f64> = counts.values().copied().collect();
     sorted.sort_by(f64::total_cmp);
     let Some(&middle) = sorted.get(sorted.len() * 3 / 4) else {
@@ -140,4 +145,51 @@ pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
         .into_iter()
         .map(|(name, n)| (name, (middle / n).sqrt().clamp(f64::from(least), 2.0) as f32))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::train::dataset::Dataset;
+    use crate::train::dataset::tests::{folder, grey_png, jpeg};
+
+    #[test]
+    fn the_background_weighs_by_its_pixels_as_every_name_does() {
+        let key = |wanted: Split| (0..).map(|n| format!("p{n}")).find(|key| split(key) == wanted).unwrap();
+        let (seen, unseen) = (key(Split::Train), key(Split::Validation));
+        let photo = |key: &str, class: u8, side: u32| {
+            [
+                (format!("{key}.jpg"), jpeg(side, side)),
+                (format!("{key}.mask.png"), grey_png(side, side, class)),
+            ]
+        };
+        let other = format!("{seen}0");
+        assert_eq!(split(&other), Split::Train, "choose another key");
+        let members = [photo(&seen, 1, 30), photo(&other, 2, 10), photo(&unseen, 2, 90)].concat();
+        let members: Vec<_> = members
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.clone()))
+            .collect();
+        let (_folder, pattern) = folder(&members);
+        let recipe = Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml")).unwrap();
+        let feed = Feed::new(Some(Arc::new(Dataset::open(&[pattern]).unwrap())), &recipe);
+        // The third quartile of 100 and 900 pixels is 900.
+        let weights = name_weights(&feed, 0.1);
+        assert_eq!((weights["background"], weights["cat"]), (1.0, 2.0));
+        assert_eq!(weights.len(), 2);
+    }
+
+    #[test]
+    fn a_weight_is_the_inverse_root_of_a_share_between_its_bounds() {
+        let counts = [("a", 1.0), ("b", 100.0), ("c", 400.0), ("d", 900.0), ("e", 90_000.0)];
+        let counts: HashMap<String, f64> = counts.iter().map(|&(name, n)| (name.to_owned(), n)).collect();
+        let weights = by_rarity(counts, 0.2);
+        let wanted = [("a", 2.0), ("b", 2.0), ("c", 1.5), ("d", 1.0), ("e", 0.2)];
+        for (name, weight) in wanted {
+            assert!((weights[name] - weight).abs() < 1e-6, "{name}: {}", weights[name]);
+        }
+    }
 }

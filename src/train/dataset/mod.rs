@@ -340,11 +340,13 @@ fn expand(pattern: &str) -> Result<Vec<PathBuf>, DatasetError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::shard::tests::{grey_png, jpeg, tar_of};
+pub(in crate::train) mod tests {
+    use super::shard::tests::tar_of;
+    pub(in crate::train) use super::shard::tests::{grey_png, jpeg};
     use super::*;
 
-    fn folder(members: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, String) {
+    /// A tar of these members, with its classes; and the pattern that opens it.
+    pub(in crate::train) fn folder(members: &[(&str, Vec<u8>)]) -> (tempfile::TempDir, String) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("train-0000.tar"), tar_of(members)).unwrap();
         std::fs::write(
