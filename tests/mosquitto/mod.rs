@@ -27,12 +27,15 @@ pub fn free_port() -> u16 {
         .port()
 }
 
+/// How long a broker may take to start: one in Erlang takes half a minute where others keep the processor busy.
+const START: Duration = Duration::from_secs(120);
+
 /// Waits until a broker listens.
 pub fn wait_for(port: u16, broker: &mut Child, name: &str) {
     let start = Instant::now();
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         assert!(
-            start.elapsed() < PATIENCE && broker.try_wait().unwrap().is_none(),
+            start.elapsed() < START && broker.try_wait().unwrap().is_none(),
             "{name} does not listen"
         );
         std::thread::sleep(Duration::from_millis(10));
