@@ -335,8 +335,8 @@ pub struct LossWeights {
     /// so that asking for them stays without an answer.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub strangers: usize,
-    /// Least weight of a name in the region-text loss; the weight is the inverse root of the name's share of the pixels,
-    /// and 2 at most.
+    /// Least weight of a name, or of the background, in the region-text loss; the weight is the inverse root of its share of
+    /// the labelled pixels, and 2 at most. With a high least weight the frequent ones drown the others.
     #[serde(default = "half", skip_serializing_if = "is_half")]
     pub least_weight: f32,
 }
