@@ -61,6 +61,7 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
     ] {
         (stage.steps, stage.batch, stage.warmup) = (2, 2, 1);
     }
+    recipe.finetune = None;
     let adapt = recipe.adapt.as_mut().unwrap();
     adapt.image_size = 96;
     (adapt.stage.steps, adapt.stage.batch, adapt.stage.warmup) = (2, 2, 1);
