@@ -21,6 +21,9 @@ use samclip::message::query::QUERY_SCHEMA;
 use samclip::publish::broker::Broker;
 use serde_json::Value;
 
+/// Where Home Assistant is told of the camera.
+const DESCRIPTION: &str = "homeassistant/device/samclipd-yard/config";
+
 /// A client that remembers the last message of every topic.
 struct Peer {
     client: Client,
@@ -82,6 +85,18 @@ impl Peer {
     fn until_starts(&mut self, topic: &str, wanted: &str) {
         self.until(topic, |body| body.starts_with(wanted.as_bytes()));
         self.last.remove(topic);
+    }
+
+    /// What Home Assistant is told of the camera.
+    fn description(&mut self) -> Value {
+        serde_json::from_slice(&self.until(DESCRIPTION, |_| true)).unwrap()
+    }
+
+    /// The same anew: Home Assistant restarts and hears of everything again.
+    fn described_again(&mut self) -> Value {
+        self.last.remove(DESCRIPTION);
+        self.send("homeassistant/status", "online");
+        self.description()
     }
 }
 
@@ -295,8 +310,7 @@ fn every_entity_of_home_assistant_reads_a_topic_that_is_published() {
                 Vec::<String>::new()
             );
         }
-        let config = "homeassistant/device/samclipd-yard/config";
-        let body: Value = serde_json::from_slice(&peer.until(config, |_| true)).unwrap();
+        let body = peer.description();
         let entities = body["components"].as_object().unwrap();
         assert_eq!(entities.len(), 8, "{body}");
         for (name, entity) in entities {
@@ -325,10 +339,7 @@ fn every_entity_of_home_assistant_reads_a_topic_that_is_published() {
             .to_owned();
         peer.send(&command, "OFF");
         peer.until_is("samclip/yard/detect/state", "OFF");
-        // Home Assistant restarts and hears of everything again.
-        peer.last.remove(config);
-        peer.send("homeassistant/status", "online");
-        peer.until(config, |_| true);
+        peer.described_again();
     });
 }
 
@@ -347,10 +358,7 @@ fn a_deleted_query_stays_deleted_for_home_assistant_when_a_new_one_is_refused() 
             "samclip/yard/query/red/error",
             "query \"red\": text embeddings of 80 templates have no usable mean",
         );
-        let config = "homeassistant/device/samclipd-yard/config";
-        peer.last.remove(config);
-        peer.send("homeassistant/status", "online");
-        let body: Value = serde_json::from_slice(&peer.until(config, |_| true)).unwrap();
+        let body = peer.described_again();
         let removed = &body["components"]["samclipd-yard-red-count"];
         assert_eq!(*removed, serde_json::json!({"platform": "sensor"}), "{body}");
     });
@@ -370,10 +378,7 @@ fn of_many_deleted_queries_home_assistant_hears_of_the_last_ones() {
             peer.send(&format!("{topic}/set"), "");
             peer.until_is(&format!("{topic}/state"), "");
         }
-        let config = "homeassistant/device/samclipd-yard/config";
-        peer.last.remove(config);
-        peer.send("homeassistant/status", "online");
-        let body: Value = serde_json::from_slice(&peer.until(config, |_| true)).unwrap();
+        let body = peer.described_again();
         let told = |id: &str| body["components"].get(format!("samclipd-yard-{id}-count")).is_some();
         assert!(told("red") && !told("q0") && told("q1") && told("q64"), "{body}");
     });

@@ -353,15 +353,15 @@ fn a_model_goes_on_learning_without_its_teachers(path: &Path, start: &Path, fold
         let output = train(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let curve = std::fs::read_to_string(out.join("finetune.curve.csv")).unwrap();
-        let last = |part: &str| {
+        let first_and_last = |part: &str| {
             let lines = curve.lines().filter_map(|line| line.split_once(&format!(",{part},")));
             let values: Vec<f32> = lines.map(|(_, value)| value.parse().unwrap()).collect();
             (values[0], values[values.len() - 1])
         };
         (
             read(&out.join("finetune.safetensors")),
-            last("region-text"),
-            last("clip"),
+            first_and_last("region-text"),
+            first_and_last("clip"),
         )
     };
     let before = read(start);
