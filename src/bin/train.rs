@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use samclip::train::dataset::Layout;
+use samclip::train::eval::wise_ft;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
 use samclip::train::processes::Processes;
@@ -137,6 +138,13 @@ struct ExportArguments {
     /// the student before any training: its SAM head is SAM's, its CLIP head means nothing yet.
     #[arg(long, value_name = "FILE", required_unless_present_all = ["sam", "clip"], conflicts_with_all = ["sam", "clip"])]
     checkpoint: Option<PathBuf>,
+    /// A second checkpoint or bundle: the weights lie between both (WiSE-FT), which is often better than either after a stage
+    /// that moved far. `eval --between` measures several shares.
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
+    between: Option<PathBuf>,
+    /// Share of the second checkpoint, 0-1.
+    #[arg(long, requires = "between", default_value_t = 0.5, value_parser = wise_ft::share)]
+    alpha: f32,
     #[command(flatten)]
     teachers: TeacherArguments,
     /// Folder of the bundle.
@@ -264,7 +272,14 @@ fn main() -> Result<()> {
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {
-                (Some(checkpoint), _) => import::trained(&checkpoint, &recipe.exported().merged())?,
+                (Some(checkpoint), _) => {
+                    let trained = |path: &Path| import::trained(path, &recipe.exported().merged());
+                    let weights = trained(&checkpoint)?;
+                    match arguments.between {
+                        Some(second) => wise_ft::interpolate(&weights, &trained(&second)?, arguments.alpha)?,
+                        None => weights,
+                    }
+                }
                 (
                     None,
                     TeacherArguments {

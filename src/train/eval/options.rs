@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use crate::train::dataset::layout::Folder;
 use crate::train::dataset::{Layout, Split};
+use crate::train::eval::wise_ft::share;
 
 /// Models, data and measurements of one study.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -26,7 +27,7 @@ pub struct Options {
     #[arg(long, value_names = ["FILE", "FILE"], num_args = 2, requires = "recipe")]
     pub between: Vec<PathBuf>,
     /// Shares of the second checkpoint of --between, 0-1.
-    #[arg(long, num_args = 1.., requires = "between", default_values_t = [0.25, 0.5, 0.75])]
+    #[arg(long, num_args = 1.., requires = "between", default_values_t = [0.25, 0.5, 0.75], value_parser = share)]
     pub alpha: Vec<f32>,
     /// Folder of a run of --recipe: its sam_teacher.safetensors and clip_teacher.safetensors are columns.
     #[arg(long, value_name = "DIR", requires = "recipe", conflicts_with_all = ["sam", "clip"])]

@@ -2,6 +2,15 @@
 
 use crate::train::weights::{self, Values, Weights, WeightsError};
 
+/// A share of the second checkpoint, as `--alpha` takes it.
+///
+/// # Errors
+/// What is no number from 0 to 1.
+pub fn share(text: &str) -> Result<f32, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("found {text}, expected a share from 0 to 1"))
+}
+
 /// `(1 - alpha) · a + alpha · b` of every tensor; 0 is `a`, 1 is `b`.
 ///
 /// # Errors
@@ -37,6 +46,17 @@ mod tests {
         assert_eq!(interpolate(&a, &b, 0.0).unwrap(), a);
         assert_eq!(interpolate(&a, &b, 1.0).unwrap(), b);
         assert_eq!(interpolate(&a, &b, 0.25).unwrap()["w"].data, [1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_share_lies_between_the_ends() {
+        assert_eq!((share("0"), share("0.25"), share("1")), (Ok(0.0), Ok(0.25), Ok(1.0)));
+        for wrong in ["-0.1", "1.01", "NaN", "half", ""] {
+            assert_eq!(
+                share(wrong),
+                Err(format!("found {wrong}, expected a share from 0 to 1"))
+            );
+        }
     }
 
     #[test]

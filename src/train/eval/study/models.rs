@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::super::clip_tower::ClipTower;
 use super::super::options::Options;
@@ -66,8 +66,6 @@ impl Models {
         if let [first, second] = options.between.as_slice() {
             let (a, b) = (read(first)?, read(second)?);
             for &alpha in &options.alpha {
-                let allowed = (0.0..=1.0).contains(&alpha);
-                ensure!(allowed, "--alpha: found {alpha}, expected a share from 0 to 1");
                 let weights = interpolate(&a, &b, alpha)?;
                 let (name, sized) = (format!("WiSE-FT {alpha}"), sized(recipe, &weights));
                 let origin = format!("{} to {}", first.display(), second.display());
