@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::train::dataset::augment::{
     Augmentation, Fit, Normalisation, View, around_a_thing, augment, augment_region, bounds,
 };
-use crate::train::dataset::names::{FASHION, canonical, overlap, spoken, whole_of, whole_person};
+use crate::train::dataset::names::{FASHION, canonical, overlap, person_on_ground, portrait, spoken, whole_of};
 use crate::train::dataset::paste::{cut, paste};
 use crate::train::dataset::{ClassNames, Sample};
 use crate::train::dataset::{Dataset, Split, epoch_order, split};
@@ -50,6 +50,8 @@ pub struct PixelNames {
     pub names: Vec<String>,
     /// Names that background pixels certainly are not.
     pub annotated: Vec<String>,
+    /// Whether names say where a thing is and not where it ends: no region of theirs is a mask.
+    pub rough: bool,
 }
 
 /// One sample, ready for the model.
@@ -180,13 +182,10 @@ impl Feed {
             .dataset
             .as_deref()
             .filter(|_| whole)
-            .and_then(|d| whole_person(sample, d.names()));
+            .and_then(|d| person_on_ground(sample, d.names()));
         let text = describe(sample, rng);
-        let whole_person = person.map(|mask| Sample {
-            mask: Some(mask),
-            ..sample.clone()
-        });
-        let sample = whole_person.as_ref().unwrap_or(sample);
+        let portrait = self.dataset.as_deref().and_then(|d| portrait(sample, d.names()));
+        let sample = person.as_ref().or(portrait.as_ref()).unwrap_or(sample);
         let close_ups = self.variation.close_ups;
         let close_up = close_ups > 0.0 && rng.random_bool(close_ups);
         let region = close_up.then(|| around_a_thing(sample, ranges.flip, rng)).flatten();
@@ -194,10 +193,14 @@ impl Feed {
             Some(region) => augment_region(sample, region, side, &ranges, &NORMALISATION, rng),
             None => augment(sample, side, &ranges, &NORMALISATION, rng),
         };
-        Item {
+        let mut item = Item {
             text,
             ..self.viewed(sample, view)
+        };
+        if let Some(names) = &mut item.names {
+            names.rough = portrait.is_some();
         }
+        item
     }
 
     /// A view of a sample as an item, with its names.
@@ -229,15 +232,18 @@ impl Feed {
                 index,
                 names: sample.regions.clone(),
                 annotated,
+                rough: false,
             });
         }
         let table = self.dataset.as_ref()?.names();
         let classes = view.classes.as_ref()?;
         let mut names: Vec<String> = Vec::new();
+        // Fashion photos label garments alone, and passers-by wear some too.
+        let ground = sample.info.source != FASHION || sample.info.vocab.iter().any(|name| name == "person");
         let mut of_class = vec![0_u16; table.len()];
         for (class, slot) in of_class.iter_mut().enumerate() {
             if class == usize::from(ClassNames::BACKGROUND) {
-                *slot = u16::from(sample.info.source != FASHION);
+                *slot = u16::from(ground);
             } else if let Some(name) = u8::try_from(class).ok().and_then(|c| table.name(c)).and_then(canonical) {
                 let position = names.iter().position(|n| n == name).unwrap_or_else(|| {
                     names.push(name.to_owned());
@@ -258,6 +264,7 @@ impl Feed {
             index,
             names,
             annotated,
+            rough: false,
         })
     }
 }
@@ -464,7 +471,7 @@ fn regions(item: &Item) -> Vec<Region> {
     let side = item.view.side;
     let least = side * side / 500;
     let mut by_id: std::collections::BTreeMap<(bool, u16), Vec<u32>> = std::collections::BTreeMap::new();
-    if let Some(names) = &item.names {
+    if let Some(names) = item.names.as_ref().filter(|names| !names.rough) {
         for (i, &v) in names.index.iter().enumerate().filter(|(_, v)| **v > 1) {
             by_id
                 .entry((true, v))
@@ -667,6 +674,7 @@ impl NameTargets {
 mod tests {
     use super::*;
     use crate::train::dataset::augment::{Colours, Region};
+    use crate::train::dataset::tests::{folder, jpeg};
     use crate::train::dataset::{ClassMask, Photo, SampleInfo};
 
     /// Two cells: a window on the left, its building on the right; the collection annotates `annotated`.
@@ -692,6 +700,7 @@ mod tests {
                 index: vec![2, 3, 2, 1],
                 names: words(&["window", "building"]),
                 annotated: words(annotated),
+                rough: false,
             }),
             text: None,
         }
@@ -738,6 +747,34 @@ mod tests {
         }
         told.add_strangers(0, &mut ChaCha8Rng::seed_from_u64(1));
         assert_eq!(told.names.len(), 7);
+    }
+
+    #[test]
+    fn a_photo_of_one_thing_names_its_middle_and_asks_for_no_mask() {
+        let key = (0..).map(|n| format!("p{n}")).find(|key| split(key) == Split::Train);
+        let key = key.unwrap();
+        let info = br#"{"source":"pets","labels":["cat","siamese"]}"#.to_vec();
+        let (photo, words) = (format!("{key}.jpg"), format!("{key}.json"));
+        let (_folder, pattern) = folder(&[(&photo, jpeg(60, 60)), (&words, info)]);
+        let recipe = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+        let mut recipe = Recipe::read(&recipe).unwrap();
+        (recipe.synth_share, recipe.variation) = (0.0, Variation::default());
+        let feed = Feed::new(Some(Arc::new(Dataset::open(&[pattern]).unwrap())), &recipe);
+        let sample = feed.sample(4, 0, 0, 8, 1.0);
+        let item = feed.item(&sample, 32, (1.0, 1.0), &mut ChaCha8Rng::seed_from_u64(1));
+        let text = item.text.clone().unwrap();
+        assert!(text.contains("siamese") || text.contains("cat"), "{text}");
+        assert!(regions(&item).is_empty());
+        let base = ["background", "cat", "person"].map(str::to_owned);
+        let targets = NameTargets::new(&[item], &base, 3, None, |_| 1.0);
+        let ninth = 1.0 / 9.0;
+        for (cell, (target, allowed)) in targets.target.chunks(3).zip(targets.allowed.chunks(3)).enumerate() {
+            let expected = match cell {
+                4 => ([0.0, ninth, 0.0], [0.0; 3]),
+                _ => ([ninth, 0.0, 0.0], [0.0, -1e4, 0.0]),
+            };
+            assert_eq!((target, allowed), (&expected.0[..], &expected.1[..]), "cell {cell}");
+        }
     }
 
     #[test]

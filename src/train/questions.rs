@@ -190,6 +190,7 @@ mod tests {
             index: index.collect(),
             names: vec!["sky".into(), "car".into(), "horse".into()],
             annotated: vec!["car".into()],
+            rough: false,
         }
     }
 

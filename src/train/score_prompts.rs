@@ -97,6 +97,7 @@ mod tests {
                 index: (0..32 * 32).map(|i| if i % 32 < 16 { 2 } else { 1 }).collect(),
                 names: vec!["sky".into()],
                 annotated: Vec::new(),
+                rough: false,
             }),
             text: None,
         };

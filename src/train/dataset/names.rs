@@ -5,7 +5,8 @@
 //! [`canonical`] picks the one name, [`overlap`] says which two names may both be right for a pixel, so that neither is
 //! a negative for the other.
 
-use super::{ClassMask, ClassNames, Sample};
+use super::augment::bounds;
+use super::{ClassMask, ClassNames, Photo, Sample};
 
 /// Name found in a collection → the name used here.
 const SYNONYMS: &[(&str, &str)] = &[
@@ -29,6 +30,30 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("sneakers", "shoes"),
     ("sunglasses", "glasses"),
     ("tights", "stockings"),
+];
+
+/// Canonical names that stand in front of others and have an outline of their own.
+pub const THINGS: [&str; 20] = [
+    "person",
+    "horse",
+    "cow",
+    "sheep",
+    "bird",
+    "dog",
+    "cat",
+    "airplane",
+    "car",
+    "bicycle",
+    "boat",
+    "elephant",
+    "zebra",
+    "giraffe",
+    "bear",
+    "motorcycle",
+    "bus",
+    "train",
+    "truck",
+    "camel",
 ];
 
 /// Canonical name → other words for the same thing that people ask with, the farthest from it first. A word belongs to one name only:
@@ -212,6 +237,55 @@ pub fn whole_person(sample: &Sample, names: &ClassNames) -> Option<ClassMask> {
     })
 }
 
+/// A fashion photo as one person ([`whole_person`]) on ground that is known as far as the box around the person
+/// reaches: passers-by seldom stand between somebody's limbs. `person` is all that is annotated then.
+#[must_use]
+pub fn person_on_ground(sample: &Sample, names: &ClassNames) -> Option<Sample> {
+    let mut mask = whole_person(sample, names)?;
+    let marked = (0..mask.classes.len()).filter(|&i| mask.classes[i] > ClassNames::BACKGROUND);
+    let (low, high) = bounds(marked, mask.width);
+    let ground = &sample.mask.as_ref()?.classes;
+    for (i, class) in mask.classes.iter_mut().enumerate() {
+        let place = [i % mask.width, i / mask.width];
+        let inside = (0..2).all(|axis| (low[axis]..high[axis]).contains(&place[axis]));
+        if inside && ground[i] == ClassNames::BACKGROUND {
+            *class = ClassNames::BACKGROUND;
+        }
+    }
+    let mut sample = sample.clone();
+    sample.info.vocab = vec!["person".to_owned()];
+    sample.mask = Some(mask);
+    Some(sample)
+}
+
+/// A photo without a class mask whose labels are one of [`THINGS`] and a finer name for it (`dog`, `pug`), with what can be told of
+/// its pixels: the middle third of either side shows the thing, which such photos have in their middle, and the rest
+/// is background to the other things. `None` for any other photo, or if `names` lacks the thing.
+#[must_use]
+pub fn portrait(sample: &Sample, names: &ClassNames) -> Option<Sample> {
+    let [thing, _finer] = sample.info.labels.as_slice() else {
+        return None;
+    };
+    let thing = canonical(thing).filter(|thing| THINGS.contains(thing) && sample.mask.is_none())?;
+    let class = names.index(thing)?;
+    let Photo { width, height, .. } = sample.photo;
+    let middle = |place: usize, length: usize| (length / 3..length - length / 3).contains(&place);
+    let class_at = |i: usize| match middle(i % width, width) && middle(i / width, height) {
+        true => class,
+        false => ClassNames::BACKGROUND,
+    };
+    let mask = ClassMask {
+        width,
+        height,
+        classes: (0..width * height).map(class_at).collect(),
+    };
+    let others = THINGS.iter().filter(|other| !overlap(other, thing));
+    let mut sample = sample.clone();
+    sample.info.vocab = others.map(|&other| other.to_owned()).collect();
+    sample.mask = Some(mask);
+    Some(sample)
+}
+
 /// The whole that `part` belongs to and that `annotated` lists too: a collection that annotates both gives every pixel to
 /// one of them, so that a pixel of the whole is not one of the part.
 #[must_use]
@@ -237,7 +311,7 @@ pub fn is_absent(sample: &Sample, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Photo, SampleInfo};
+    use super::super::SampleInfo;
     use super::*;
 
     fn sample(source: &str, classes: &[&str], vocab: &[&str]) -> Sample {
@@ -327,6 +401,50 @@ mod tests {
         let mask = whole_person(&sample("ccp", &["hair", "jeans"], &["hair", "jeans"]), &names).unwrap();
         assert_eq!(mask.classes, [0, 0, 2, 2]);
         assert_eq!(whole_person(&sample("msrc", &["hair"], &[]), &names), None);
+    }
+
+    #[test]
+    fn ground_between_the_limbs_is_known_and_the_street_around_is_not() {
+        let names = ["unlabelled", "background", "person", "hair", "jeans"].map(str::to_owned);
+        let names = ClassNames::new(names.to_vec());
+        let mut fashion = sample("ccp", &["hair", "jeans"], &["hair", "jeans"]);
+        fashion.mask.as_mut().unwrap().classes = vec![1, 3, 1, 4];
+        let found = person_on_ground(&fashion, &names).unwrap();
+        assert_eq!(found.mask.unwrap().classes, [0, 2, 1, 2]);
+        assert_eq!(found.info.vocab, ["person"]);
+        fashion.mask.as_mut().unwrap().classes = vec![3, 0, 4, 1];
+        let found = person_on_ground(&fashion, &names).unwrap();
+        assert_eq!(found.mask.unwrap().classes, [2, 0, 2, 0], "unlabelled stays so");
+        fashion.info.source = "msrc".into();
+        assert_eq!(person_on_ground(&fashion, &names), None);
+    }
+
+    #[test]
+    fn a_portrait_shows_its_thing_in_the_middle_and_no_other() {
+        let names = ClassNames::new(["unlabelled", "background", "dog"].map(str::to_owned).to_vec());
+        let mut dog = sample("pets", &[], &[]);
+        let (width, height) = (6, 3);
+        dog.photo = Photo {
+            width,
+            height,
+            rgb: vec![0; 3 * width * height],
+        };
+        dog.mask = None;
+        dog.info.labels = ["dog", "pug"].map(str::to_owned).to_vec();
+        let found = portrait(&dog, &names).unwrap();
+        let rows: Vec<&[u8]> = found.mask.as_ref().unwrap().classes.chunks(width).collect();
+        assert_eq!(rows, [&[1; 6], &[1, 1, 2, 2, 1, 1], &[1; 6]]);
+        assert!(is_absent(&found, "person") && is_absent(&found, "cat"));
+        assert!(!found.info.vocab.contains(&"dog".to_owned()));
+        assert_eq!(portrait(&dog, &ClassNames::default()), None, "no such name");
+        let others: [&[&str]; 4] = [&["pug"], &["wolf", "grey wolf"], &["dog", "pug", "sofa"], &[]];
+        for labels in others {
+            dog.info.labels = labels.iter().map(|&label| label.to_owned()).collect();
+            assert_eq!(portrait(&dog, &names), None, "{labels:?}");
+        }
+        let mut masked = sample("coco", &["dog"], &["dog", "person"]);
+        masked.info.labels = ["dog", "pug"].map(str::to_owned).to_vec();
+        assert_eq!(portrait(&masked, &names), None, "a mask says more than labels do");
     }
 
     #[test]

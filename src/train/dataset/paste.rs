@@ -7,32 +7,8 @@
 use rand::{Rng, RngExt as _};
 
 use super::augment::{Region, bounds, resize};
-use super::names::{canonical, whole_person};
+use super::names::{THINGS, canonical, whole_person};
 use super::{ClassMask, ClassNames, Photo, Sample};
-
-/// Canonical names that stand in front of others and have an outline of their own.
-const THINGS: [&str; 20] = [
-    "person",
-    "horse",
-    "cow",
-    "sheep",
-    "bird",
-    "dog",
-    "cat",
-    "airplane",
-    "car",
-    "bicycle",
-    "boat",
-    "elephant",
-    "zebra",
-    "giraffe",
-    "bear",
-    "motorcycle",
-    "bus",
-    "train",
-    "truck",
-    "camel",
-];
 
 /// Least share of its photo that a thing covers to be cut out: smaller ones are blurred when they grow.
 const LEAST_SHARE: f32 = 0.03;
