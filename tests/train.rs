@@ -292,30 +292,35 @@ fn the_sam_head_learns_the_daemons_prompts_and_what_the_clip_head_says_stays() {
 
     // From the bundle alone, without the stages before; its weights are those of the checkpoint.
     let bundle = folder.path().join("bundle");
-    let export = |from: &Path, to: &Path| {
+    let export = |from: &Path, to: &Path, further: &[&str]| {
         let [recipe, from, to] = [&path, from, to].map(|p| p.to_str().unwrap());
-        let output = train(&[
-            "export",
-            "--recipe",
-            recipe,
-            "--checkpoint",
-            from,
-            "--out",
-            to,
-            "--storage",
-            "fp32",
-        ]);
+        let mut arguments = vec!["export", "--recipe", recipe, "--checkpoint", from, "--out", to];
+        arguments.extend(["--storage", "fp32"]);
+        arguments.extend(further);
+        let output = train(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
     };
-    export(&out.join("words.safetensors"), &bundle);
+    let (words, sharpened) = (out.join("words.safetensors"), out.join("sharpen.safetensors"));
+    export(&words, &bundle, &[]);
+    let same = |a: &Path, b: &Path| {
+        let graphs = ["encoder.onnx", "mask_decoder.onnx", "text_encoder.onnx"];
+        graphs.map(|graph| std::fs::read(a.join(graph)).unwrap() == std::fs::read(b.join(graph)).unwrap())
+    };
     let again = folder.path().join("again");
-    export(&bundle, &again);
-    for graph in ["encoder.onnx", "mask_decoder.onnx", "text_encoder.onnx"] {
-        assert_eq!(
-            std::fs::read(bundle.join(graph)).unwrap(),
-            std::fs::read(again.join(graph)).unwrap(),
-            "{graph}"
-        );
+    export(&bundle, &again, &[]);
+    assert_eq!(same(&bundle, &again), [true; 3]);
+    // Between two checkpoints: either end, and what lies between is neither.
+    let whole = folder.path().join("sharpened");
+    export(&sharpened, &whole, &[]);
+    let earlier = folder.path().join("distill.safetensors");
+    let mut moved = weights::read(&sharpened).unwrap();
+    let bias = "mask_decoder.iou_prediction_head.layers.2.bias";
+    moved.get_mut(bias).unwrap().data.fill(3.0);
+    weights::write(&earlier, &moved, &Default::default()).unwrap();
+    for (alpha, equal) in [("0", true), ("0.5", false), ("1", false)] {
+        let between = ["--between", earlier.to_str().unwrap(), "--alpha", alpha];
+        export(&sharpened, &again, &between);
+        assert_eq!(same(&whole, &again), [true, equal, true], "--alpha {alpha}");
     }
     let alone = folder.path().join("alone");
     let mut arguments = on_scenes("sharpen", &path, &alone).to_vec();
@@ -331,13 +336,14 @@ fn the_sam_head_learns_the_daemons_prompts_and_what_the_clip_head_says_stays() {
         let largest = a.iter().zip(b).map(distance).fold(0.0, f32::max);
         assert!(largest < 1e-3, "{name}: {largest}");
     }
-    a_model_goes_on_learning_without_its_teachers(&path, &alone.join("sharpen.safetensors"), folder.path());
+    let teacher = out.join("clip_teacher.safetensors");
+    a_model_goes_on_learning_from_a_bundle(&path, &alone.join("sharpen.safetensors"), &teacher, folder.path());
 }
 
-/// `start` are weights of the recipe at `path`, with a detail path.
-fn a_model_goes_on_learning_without_its_teachers(path: &Path, start: &Path, folder: &Path) {
+/// `start` are weights of the recipe at `path`, with a detail path; `teacher` is its CLIP teacher.
+fn a_model_goes_on_learning_from_a_bundle(path: &Path, start: &Path, teacher: &Path, folder: &Path) {
     let read = |path: &Path| model_weights(weights::read(path).unwrap());
-    let finetune = |name: &str, clip: f32| {
+    let finetune = |name: &str, clip: f32, teacher: &[&str]| {
         let mut recipe = Recipe::read(path).unwrap();
         let mut stage = recipe.adapt.as_ref().unwrap().stage.clone();
         (stage.steps, stage.batch, stage.prompts, stage.learning_rate) = (50, 8, 2, 1e-3);
@@ -350,6 +356,7 @@ fn a_model_goes_on_learning_without_its_teachers(path: &Path, start: &Path, fold
         std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
         let mut arguments = on_scenes("finetune", &path, &out).to_vec();
         arguments.extend(["--start", start.to_str().unwrap()]);
+        arguments.extend(teacher);
         let output = train(&arguments);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let curve = std::fs::read_to_string(out.join("finetune.curve.csv")).unwrap();
@@ -365,7 +372,7 @@ fn a_model_goes_on_learning_without_its_teachers(path: &Path, start: &Path, fold
         )
     };
     let before = read(start);
-    let (after, region_text, forgotten) = finetune("unbound", 0.0);
+    let (after, region_text, forgotten) = finetune("unbound", 0.0, &[]);
     assert!(region_text.1 < region_text.0, "{region_text:?}");
     let moved: Vec<&String> = before.keys().filter(|n| before[*n] != after[*n]).collect();
     for part in [
@@ -382,8 +389,14 @@ fn a_model_goes_on_learning_without_its_teachers(path: &Path, start: &Path, fold
         "{moved:?}"
     );
     // What it rehearses is what it said before.
-    let (_, _, rehearsed) = finetune("bound", 30.0);
+    let (_, _, rehearsed) = finetune("bound", 30.0, &[]);
     assert!(rehearsed.1 < 0.5 * forgotten.1, "{rehearsed:?} {forgotten:?}");
+    // The teacher says something else, and is listened to.
+    let (_, _, taught) = finetune("taught", 30.0, &["--clip", teacher.to_str().unwrap()]);
+    assert!(
+        taught.0 > 3.0 * rehearsed.1 && taught.1 < taught.0,
+        "{rehearsed:?} {taught:?}"
+    );
 
     let output = train(&on_scenes("finetune", path, &folder.join("none")));
     let error = text(&output.stderr);

@@ -64,13 +64,17 @@ impl Teachers {
         }
     }
 
-    /// Rehearsal without teachers: the merged model `before` of `recipe` is both of them.
+    /// Rehearsal: the merged model `before` of `recipe` is the SAM teacher, and the CLIP teacher too where there is no
+    /// `clip`.
     #[must_use]
-    pub fn of_before(recipe: &Recipe, before: &Weights, tokenizer: Tokenizer) -> Self {
+    pub fn of_before(recipe: &Recipe, before: &Weights, clip: Option<&Weights>, tokenizer: Tokenizer) -> Self {
         Self {
             sam: before.clone(),
             sam_config: recipe.sam.clone(),
-            clip: ClipTeacher::Before(Graph::new(before, Default::default())),
+            clip: match clip {
+                Some(tower) => ClipTeacher::Tower(Graph::new(tower, Default::default())),
+                None => ClipTeacher::Before(Graph::new(before, Default::default())),
+            },
             text: TextBank::new(before, recipe.merged(), tokenizer.clone()),
             tokenizer,
         }

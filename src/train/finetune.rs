@@ -1,9 +1,9 @@
-//! Departure: a merged model goes on learning from labelled photos, without the teachers that made it.
+//! Departure: a merged model goes on learning from labelled photos, if need be without the teachers that made it.
 //!
-//! Backbone, CLIP head and SAM head learn from the losses of stage 3; the text tower stands still. The model as it stood
-//! before takes the teachers' place: L_CLIP holds the image embeddings near its own, which is the rehearsal, and
-//! with `losses.labelled` below 1 its masks are mixed into the labelled ones. So a bundle can be adapted to the photos of one's own
-//! cameras where the teachers' checkpoints are not at hand.
+//! Backbone, CLIP head and SAM head learn from the losses of stage 3; the text tower stands still. The CLIP teacher
+//! rehearses as before where it is at hand. Else the model as it stood before takes its place: L_CLIP holds the image embeddings near
+//! its own. With `losses.labelled` below 1 its masks are mixed into the labelled ones, in the SAM teacher's place. So a bundle can
+//! be adapted to the photos of one's own cameras.
 
 use crate::text::tokenizer::Tokenizer;
 use crate::train::distill::{self, Steps, Teachers};
@@ -17,7 +17,7 @@ use crate::train::weights::Weights;
 const FINETUNE: u64 = 8;
 
 /// Trains `before` as the recipe's `[finetune]` says, if it has that stage. The weights are those of a bundle of the recipe,
-/// or of a model that does not have its detail path yet.
+/// or of a model that does not have its detail path yet; `clip` is the CLIP teacher, if there is one.
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
@@ -25,6 +25,7 @@ pub fn finetune(
     recipe: &Recipe,
     feed: &Feed,
     tokenizer: &Tokenizer,
+    clip: Option<&Weights>,
     before: Weights,
     folder: &RunFolder,
 ) -> Result<Weights, SessionError> {
@@ -36,7 +37,7 @@ pub fn finetune(
     } else {
         recipe.adapted()
     };
-    let mut teachers = Teachers::of_before(&sized, &before, tokenizer.clone());
+    let mut teachers = Teachers::of_before(&sized, &before, clip, tokenizer.clone());
     let rate = |name: &str| match name {
         _ if name.starts_with("clip_head.") => 1.0,
         _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => stage.backbone_rate,

@@ -164,8 +164,9 @@ fn checked<C>(
     Ok((weights, config))
 }
 
+/// A published checkpoint, or that of a run's teacher without the state of its training.
 fn read(path: &Path) -> Result<Weights, WeightsError> {
-    let mut weights = weights::read(path)?;
+    let mut weights = model_weights(weights::read(path)?);
     for buffer in BUFFERS {
         weights.remove(buffer);
     }

@@ -77,9 +77,6 @@ pub struct Maker<'a> {
 /// of their step.
 const SAM_PICTURES: u64 = 1 << 9;
 
-/// Share of photos without class masks.
-const UNLABELLED: f64 = 0.15;
-
 impl<'a> Maker<'a> {
     /// For stage `number`, a share `masks` of whose prompts are masks; with `own_points` their points come from the CLIP
     /// head's scores.
@@ -102,7 +99,11 @@ impl<'a> Maker<'a> {
             per_step: stage.accumulate,
             for_tower: true,
             base: feed.names(),
-            name_weights: name_weights(feed, recipe.losses.least_weight),
+            // Every mask is decoded for them.
+            name_weights: match recipe.losses.region_text > 0.0 {
+                true => name_weights(feed, recipe.losses.least_weight),
+                false => HashMap::new(),
+            },
         }
     }
 
@@ -137,7 +138,7 @@ impl<'a> Maker<'a> {
         let teacher_side = recipe.clip_teacher.image_size;
         for slot in index * largest..index * largest + batch {
             let mut rng = feed.rng(number, step, slot);
-            let sample = feed.sample(number, step, slot, per_step, UNLABELLED);
+            let sample = feed.sample(number, step, slot, per_step, recipe.unlabelled_share);
             let item = feed.item(&sample, side, SCALES, &mut rng);
             if serves != Serves::Sam && self.for_tower {
                 let (region, fit) = (item.view.region, Fit::Stretch);

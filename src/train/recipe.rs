@@ -20,6 +20,10 @@ pub struct Recipe {
     pub merges: usize,
     /// Share of drawn scenes among the training samples, 0-1; 1 where no photos are given.
     pub synth_share: f64,
+    /// Share of photos without class masks among the photos of stages 1 to 3 and `[finetune]`, 0-1; 0.15 if not given. They are
+    /// most of what the CLIP teacher learnt from, so that a high share holds on to it.
+    #[serde(default = "unlabelled_share", skip_serializing_if = "is_usual_share")]
+    pub unlabelled_share: f64,
     /// Departures: how pictures are varied beyond random crops, mirroring and colours.
     #[serde(default, skip_serializing_if = "Variation::is_none")]
     pub variation: Variation,
@@ -266,7 +270,7 @@ pub struct Adapt {
     pub stage: Stage,
 }
 
-/// The merged model goes on learning, without the teachers.
+/// The merged model goes on learning from labelled photos.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Finetune {
@@ -275,6 +279,18 @@ pub struct Finetune {
     pub own_prompts: f64,
     /// Steps, batch and rate.
     pub stage: Stage,
+}
+
+/// [`Recipe::unlabelled_share`] where a recipe says nothing.
+const UNLABELLED_SHARE: f64 = 0.15;
+
+fn unlabelled_share() -> f64 {
+    UNLABELLED_SHARE
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
+fn is_usual_share(share: &f64) -> bool {
+    *share == UNLABELLED_SHARE
 }
 
 /// The last stage: neck and mask decoder learn to answer the prompts that the daemon makes of the CLIP head's scores.
@@ -444,7 +460,7 @@ impl Recipe {
             self.finetune.as_ref().map_or(0.0, |finetune| finetune.own_prompts),
         ];
         let detail = self.sharpen.as_ref().map_or(&[][..], |s| &s.detail);
-        let rules: [(&'static str, bool, String, String); 24] = [
+        let rules: [(&'static str, bool, String, String); 25] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -506,6 +522,12 @@ impl Recipe {
                 "own_prompts",
                 own_prompts.iter().all(|share| (0.0..=1.0).contains(share)),
                 format!("{own_prompts:?} in [adapt] and [finetune]"),
+                "0 to 1".into(),
+            ),
+            (
+                "unlabelled_share",
+                (0.0..=1.0).contains(&self.unlabelled_share),
+                self.unlabelled_share.to_string(),
                 "0 to 1".into(),
             ),
             (
@@ -749,7 +771,7 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_refused_by_name() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 13] = [
+        let cases: [(Spoil, &str); 14] = [
             (
                 |r| r.adapt.as_mut().unwrap().image_size = 100,
                 "adapt.image_size: found 100, expected a multiple of 16",
@@ -763,6 +785,10 @@ mod tests {
                 "sam.window_size: found 0",
             ),
             (|r| r.losses.region_text = 0.0, "losses.region_text: found 0"),
+            (
+                |r| r.unlabelled_share = 1.5,
+                "unlabelled_share: found 1.5, expected 0 to 1",
+            ),
             (|r| r.probe.repeat = Some(0), "repeat: found [None, None, Some(0)"),
             (|r| r.distill.repeat = Some(9), "expected at least 1, in [probe] alone"),
             (

@@ -75,6 +75,10 @@ impl Run {
                 options.recipe.display()
             );
         }
+        ensure!(
+            options.start.is_none() || options.sam.is_none(),
+            "--sam: found beside --start, expected one of them; a model that goes on learning holds its SAM already"
+        );
         std::fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
         let dataset = match options.data.as_slice() {
             [] => None,
@@ -140,14 +144,22 @@ impl Run {
             (Some(file), _) => import::sam(file, Some(&recipe.sam))?.0,
             (None, stage) => teachers::sam(recipe, trained(stage.as_ref())?, feed, folder)?,
         };
-        let clip = match (&self.clip, &recipe.teach_clip) {
-            (Some(file), _) => import::clip(file, Some(&clip_config(recipe)))?.0,
-            (None, stage) => teachers::clip(recipe, trained(stage.as_ref())?, feed, &self.tokenizer, folder)?,
-        };
+        let clip = self.clip_teacher()?;
         let text = TextBank::new(&clip, recipe.merged(), self.tokenizer.clone());
         let student = distill::student(recipe, &sam, &clip);
         let teachers = Teachers::new(recipe, sam, &clip, text, self.tokenizer.clone());
         Ok((teachers, student))
+    }
+
+    /// The CLIP teacher: somebody's checkpoint, or what the recipe's stage makes or has made.
+    fn clip_teacher(&self) -> Result<Weights> {
+        let Self {
+            recipe, feed, folder, ..
+        } = self;
+        Ok(match (&self.clip, &recipe.teach_clip) {
+            (Some(file), _) => import::clip(file, Some(&clip_config(recipe)))?.0,
+            (None, stage) => teachers::clip(recipe, trained(stage.as_ref())?, feed, &self.tokenizer, folder)?,
+        })
     }
 
     /// Stage 1, after the teachers.
@@ -205,16 +217,29 @@ impl Run {
         }
     }
 
-    /// More labelled photos if the recipe has that stage, after the words or from [`RunOptions::start`].
+    /// More labelled photos if the recipe has that stage, after the words or from [`RunOptions::start`]; with the CLIP
+    /// teacher of the run, or [`RunOptions::clip`].
     ///
     /// # Errors
     /// Of the stages, or of weights that do not fit the recipe.
     pub fn finetune(&self) -> Result<Weights> {
         let trained = self.start(Self::words)?;
+        let clip = match (&self.start, &self.clip) {
+            (Some(_), None) => None,
+            _ if self.recipe.finetune.is_none() => None,
+            _ => Some(self.clip_teacher()?),
+        };
         let Self {
             recipe, feed, folder, ..
         } = self;
-        Ok(finetune::finetune(recipe, feed, &self.tokenizer, trained, folder)?)
+        Ok(finetune::finetune(
+            recipe,
+            feed,
+            &self.tokenizer,
+            clip.as_ref(),
+            trained,
+            folder,
+        )?)
     }
 
     /// The SAM head on the daemon's prompts if the recipe has that stage, after everything else or from
