@@ -37,7 +37,7 @@ enum Command {
     Adapt(RunArguments),
     /// After stage 3: the text tower learns other words for the names of the photos.
     Words(RunArguments),
-    /// After the words, or from a bundle: backbone and both heads go on learning from labelled photos, without teachers.
+    /// After the words, or from a bundle: backbone and both heads go on learning from labelled photos.
     Finetune(StartArguments),
     /// At the end: neck and mask decoder learn to answer the prompts that the daemon makes.
     Sharpen(StartArguments),
@@ -68,7 +68,7 @@ struct TeacherArguments {
     /// SAM checkpoint (.pth, .safetensors) of the recipe's architecture.
     #[arg(long, value_name = "FILE")]
     sam: Option<PathBuf>,
-    /// OpenCLIP checkpoint (.pt, .bin, .safetensors) of the recipe's architecture.
+    /// OpenCLIP checkpoint (.pt, .bin, .safetensors) of the recipe's architecture, or the CLIP teacher of a run.
     #[arg(long, value_name = "FILE")]
     clip: Option<PathBuf>,
 }

@@ -3,7 +3,7 @@
 //! The model is written once over [`ops::Ops`] ([`model`]); [`autodiff`] computes it with gradients and
 //! [`onnx`] records it. [`teachers`] makes small SAM and CLIP teachers from labelled data, [`distill`] merges
 //! two teachers into one encoder (paper, stages 1 to 3), [`words`] teaches its text tower other words, [`finetune`] goes on
-//! without the teachers, [`sharpen`] teaches the SAM head the daemon's prompts, `export` writes the bundle that the daemon reads,
+//! from there or from a bundle, [`sharpen`] teaches the SAM head the daemon's prompts, `export` writes the bundle that the daemon reads,
 //! [`quantize`] adds its fp16 and int8 variants.
 //! A stage is a [`session::Session`]: it resumes where it was killed.
 

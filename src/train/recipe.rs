@@ -60,8 +60,8 @@ pub struct Recipe {
     /// ([`words`](crate::train::words)). Without it the text tower is the CLIP teacher's, as in the paper.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub words: Option<Stage>,
-    /// Departure: all of the merged model but the text tower goes on learning from labelled photos, and rehearses what it
-    /// said before ([`finetune`](crate::train::finetune)).
+    /// Departure: all of the merged model but the text tower goes on learning from labelled photos, and rehearses the CLIP
+    /// teacher, or what it said before ([`finetune`](crate::train::finetune)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finetune: Option<Finetune>,
     /// Departure: the SAM head alone learns to answer the daemon's prompts, at the end
@@ -249,6 +249,14 @@ fn is_once(value: &usize) -> bool {
     *value == once()
 }
 
+fn unlabelled_share() -> f64 {
+    0.15
+}
+
+fn is_usual_share(share: &f64) -> bool {
+    *share == unlabelled_share()
+}
+
 /// Stage 3: resolution adaptation. The paper trains the CLIP head alone (`mask_decoder_rate` and
 /// `backbone_rate` 0).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -279,18 +287,6 @@ pub struct Finetune {
     pub own_prompts: f64,
     /// Steps, batch and rate.
     pub stage: Stage,
-}
-
-/// [`Recipe::unlabelled_share`] where a recipe says nothing.
-const UNLABELLED_SHARE: f64 = 0.15;
-
-fn unlabelled_share() -> f64 {
-    UNLABELLED_SHARE
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for a reference
-fn is_usual_share(share: &f64) -> bool {
-    *share == UNLABELLED_SHARE
 }
 
 /// The last stage: neck and mask decoder learn to answer the prompts that the daemon makes of the CLIP head's scores.

@@ -224,11 +224,9 @@ impl Run {
     /// Of the stages, or of weights that do not fit the recipe.
     pub fn finetune(&self) -> Result<Weights> {
         let trained = self.start(Self::words)?;
-        let clip = match (&self.start, &self.clip) {
-            (Some(_), None) => None,
-            _ if self.recipe.finetune.is_none() => None,
-            _ => Some(self.clip_teacher()?),
-        };
+        let has_teacher = self.start.is_none() || self.clip.is_some();
+        let taught = self.recipe.finetune.is_some() && has_teacher;
+        let clip = taught.then(|| self.clip_teacher()).transpose()?;
         let Self {
             recipe, feed, folder, ..
         } = self;
