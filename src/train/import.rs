@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::contract::{Bundle, BundleError, Compute, GraphKind, Manifest, hash_file};
-use crate::train::model::{ClipConfig, MergedConfig, SamConfig, architecture, encoder, inventory};
+use crate::train::model::{ClipConfig, MergedConfig, SamConfig, architecture, encoder, inventory, resize};
 use crate::train::onnx::{TRANSPOSED, transposed};
 use crate::train::quantize::QuantizeError;
 use crate::train::quantize::onnx_file::{OnnxFile, floats};
@@ -44,22 +44,45 @@ pub enum ImportError {
 }
 
 /// Weights of a bundle of `config`: from a run's checkpoint, or from the bundle itself if `path` is a folder. Those of a model without
-/// the detail path do as well.
+/// the detail path do as well, and those of a model for pictures of another size, whose position tables are resized.
 ///
 /// # Errors
 /// [`ImportError`]: unreadable, damaged, or one list of all tensors that do not fit the recipe.
 pub fn trained(path: &Path, config: &MergedConfig) -> Result<Weights, ImportError> {
     let mut expected = inventory::merged(config);
-    let weights = if path.is_dir() {
+    let mut weights = if path.is_dir() {
         bundle(&Manifest::read(path)?, &expected)?
     } else {
         model_weights(weights::read(path)?)
     };
+    if let Some(found) = size(&weights, &config.sam)
+        && found.image_size != config.sam.image_size
+    {
+        tracing::info!(
+            from = found.image_size,
+            to = config.sam.image_size,
+            "positions are resized to the recipe's size"
+        );
+        weights = resize::positions(&weights, &found, &config.sam);
+    }
     if !encoder::has_detail(&weights) {
         expected.retain(|name, _| !name.starts_with(encoder::DETAIL));
     }
     weights::check(&weights, &expected, &path.display().to_string())?;
     Ok(weights)
+}
+
+/// The configuration of `weights` if they are those of `config` at some size of pictures, from the absolute position table.
+fn size(weights: &Weights, config: &SamConfig) -> Option<SamConfig> {
+    let table = weights.get("image_encoder.pos_embed")?;
+    let &[1, side, width, channels] = table.shape.as_slice() else {
+        return None;
+    };
+    let fits = side == width && side > 0 && channels == config.embed_dim && table.data.len() == side * side * channels;
+    fits.then(|| SamConfig {
+        image_size: side * config.patch_size,
+        ..config.clone()
+    })
 }
 
 /// What tells one file or bundle of [`trained`] from another.
@@ -185,6 +208,8 @@ fn described(shapes: &Inventory, telling: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::initial;
+    use crate::train::recipe::Recipe;
 
     fn golden(name: &str) -> std::path::PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -213,6 +238,36 @@ mod tests {
         );
         assert!(
             error.contains("image_encoder.pos_embed has shape [1, 12, 12, 48], expected [1, 64, 64, 768]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_model_of_another_size_is_read_with_its_positions_resized() {
+        let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+        let mut recipe = Recipe::read(&recipe).unwrap();
+        (recipe.sam.embed_dim, recipe.sam.num_heads, recipe.sam.depth) = (16, 2, 1);
+        (recipe.sam.stem, recipe.sam.global_attn_indexes) = (vec![4, 4, 8, 16], vec![0]);
+        let mut at = |side: usize| {
+            recipe.sam.image_size = side;
+            recipe.merged()
+        };
+        let (small, large) = (at(96), at(160));
+        let weights = initial::weights(&inventory::merged(&small), 1);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("small.safetensors");
+        weights::write(&path, &weights, &Default::default()).unwrap();
+        assert_eq!(trained(&path, &small).unwrap(), weights);
+        let read = trained(&path, &large).unwrap();
+        assert_eq!(read["image_encoder.pos_embed"].shape, [1, 10, 10, 16]);
+        assert_eq!(read, resize::positions(&weights, &small.sam, &large.sam));
+        // A table that is none is refused, not resized.
+        let mut damaged = weights;
+        damaged.get_mut("image_encoder.pos_embed").unwrap().shape = vec![1, 4, 9, 16];
+        weights::write(&path, &damaged, &Default::default()).unwrap();
+        let error = trained(&path, &large).unwrap_err().to_string();
+        assert!(
+            error.contains("image_encoder.pos_embed has shape [1, 4, 9, 16]"),
             "{error}"
         );
     }
