@@ -1,7 +1,8 @@
 //! A training step here and in PyTorch, alternately in one run: `cargo bench --features train --bench training_step`.
 //!
 //! The step is forward, backward and AdamW of SAM's image encoder at 256 px: 6 blocks of width 192, global attention, neck of
-//! 64 channels, batch 8, mean square of the output as loss. PyTorch runs `training_step.py` beside this file if
+//! 64 channels, batch 8, mean square of the output as loss. With `--features train-vulkan` the same step runs on the first
+//! GPU too. PyTorch runs `training_step.py` beside this file if
 //! `SAMCLIP_TORCH_PYTHON` names a Python that has torch, with as many threads as this process has.
 #![allow(clippy::unwrap_used)] // a panic is how a benchmark fails
 
@@ -9,7 +10,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
+use burn_flex::{Flex, FlexDevice};
 use samclip::train::initial;
+use samclip::train::kernels::Kernels;
 use samclip::train::model::{SamConfig, encoder, inventory};
 use samclip::train::ops::Ops as _;
 use samclip::train::optimizer::{AdamW, AdamWConfig};
@@ -35,11 +38,17 @@ fn config() -> SamConfig {
     }
 }
 
-/// One step; returns its milliseconds.
-fn step(config: &SamConfig, weights: &mut Weights, optimizer: &mut AdamW, pixels: &[f32]) -> f64 {
+/// One step on `device`; returns its milliseconds.
+fn step<B: Kernels>(
+    device: &B::Device,
+    config: &SamConfig,
+    weights: &mut Weights,
+    optimizer: &mut AdamW,
+    pixels: &[f32],
+) -> f64 {
     let started = Instant::now();
     let encoder_only = |name: &str| f32::from(u8::from(name.starts_with("image_encoder.")));
-    let (_, _, gradients) = gradients(weights, encoder_only, |graph| {
+    let (_, _, gradients) = gradients::<B>(weights, device, encoder_only, |graph| {
         let image = graph.input(pixels.to_vec(), &[BATCH, 3, SIDE, SIDE]);
         let out = encoder::neck(graph, config, &encoder::tokens(graph, config, &image));
         let values: usize = graph.shape(&out).iter().product();
@@ -109,17 +118,42 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
+/// The same step on the first GPU.
+#[cfg(feature = "train-vulkan")]
+fn measure_gpu(ours: f64) {
+    use samclip::train::device::gpu::{self, Gpu};
+
+    let device = match gpu::open(0) {
+        Ok(device) => device,
+        Err(error) => return println!("GPU: not measured, {error}"),
+    };
+    let (config, pixels) = (config(), pixels());
+    let mut weights = initial::weights(&inventory::sam(&config), 1);
+    let mut optimizer = AdamW::default();
+    let mut next = || step::<Gpu>(&device, &config, &mut weights, &mut optimizer, &pixels);
+    // The first steps try out kernels.
+    (0..3).for_each(|_| _ = next());
+    let mut times: Vec<f64> = (0..ROUNDS).map(|_| next()).collect();
+    let gpu = median(&mut times);
+    println!("GPU      {gpu:8.1} ms per step, {:.2} of the time here", gpu / ours);
+}
+
+fn pixels() -> Vec<f32> {
+    (0..BATCH * 3 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect()
+}
+
 fn main() {
     let config = config();
     let mut weights = initial::weights(&inventory::sam(&config), 1);
-    let pixels: Vec<f32> = (0..BATCH * 3 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect();
+    let (pixels, device) = (pixels(), FlexDevice);
     let mut optimizer = AdamW::default();
     let mut torch = Torch::start();
-    step(&config, &mut weights, &mut optimizer, &pixels);
+    let mut next = || step::<Flex>(&device, &config, &mut weights, &mut optimizer, &pixels);
+    next();
     torch.as_mut().map(Torch::step);
     let (mut here, mut there) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        here.push(step(&config, &mut weights, &mut optimizer, &pixels));
+        here.push(next());
         there.extend(torch.as_mut().map(Torch::step));
     }
     let ours = median(&mut here);
@@ -135,4 +169,6 @@ fn main() {
         }
         None => println!("PyTorch: not measured, SAMCLIP_TORCH_PYTHON is not set"),
     }
+    #[cfg(feature = "train-vulkan")]
+    measure_gpu(ours);
 }

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn_autodiff::Autodiff;
-use burn_flex::Flex;
+use burn_flex::{Flex, FlexDevice};
 use safetensors::{Dtype, SafeTensors};
 use samclip::contract::{GraphKind, GraphSpec, TensorSpec};
 use samclip::runtime::{self, Backend, Provider, RuntimeOptions};
 use samclip::train::autodiff::{Graph, TokenBatch};
+use samclip::train::kernels::Kernels;
 use samclip::train::model::prompt_encoder::{self, Prompts};
 use samclip::train::model::{
     ClipConfig, ClipHeadConfig, MergedConfig, Pooling, SamConfig, TextConfig, clip, encode, encoder, inventory,
@@ -525,7 +526,7 @@ fn small_model() -> (MergedConfig, Weights) {
 }
 
 /// A scalar that every trained weight of the merged model moves.
-fn objective(graph: &Graph<Tape>, config: &MergedConfig) -> StepLoss {
+fn objective<B: Kernels>(graph: &Graph<Tape<B>>, config: &MergedConfig) -> StepLoss<B> {
     // Steps are small: maxima and ReLUs bend the value.
     let image = (0..3 * 64 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
     let out = encode(graph, config, &graph.input(image, &[1, 3, 64, 64]));
@@ -562,6 +563,33 @@ fn objective(graph: &Graph<Tape>, config: &MergedConfig) -> StepLoss {
     }
 }
 
+/// The backend that trains on GPUs, by a Vulkan driver that computes on the processor.
+#[cfg(feature = "train-vulkan")]
+#[test]
+fn a_gpu_computes_the_loss_and_the_gradients_of_the_processor() {
+    use samclip::train::device::gpu::{self, Gpu};
+
+    let (config, weights) = small_model();
+    let device = gpu::open_software().unwrap();
+    let (expected, _, processor) =
+        session::gradients::<Flex>(&weights, &FlexDevice, |_| 1.0, |graph| objective(graph, &config));
+    let (found, _, gpu) = session::gradients::<Gpu>(&weights, &device, |_| 1.0, |graph| objective(graph, &config));
+    assert!((found - expected).abs() < 1e-5 * expected.abs(), "{found} {expected}");
+    assert!(processor.len() > 50, "{}", processor.len());
+    assert_eq!(gpu.keys().collect::<Vec<_>>(), processor.keys().collect::<Vec<_>>());
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+    let whole = norm(&mut processor.values().flatten().copied());
+    for (name, expected) in &processor {
+        let apart = norm(&mut gpu[name].iter().zip(expected).map(|(a, b)| a - b));
+        let length = norm(&mut expected.iter().copied());
+        // The bias of keys cancels in the softmax: its gradient is rounding alone.
+        assert!(
+            apart <= 1e-4 * length + 1e-6 * whole,
+            "{name}: {apart} of {length}, all {whole}"
+        );
+    }
+}
+
 #[test]
 fn gradients_agree_with_finite_differences() {
     let (config, mut weights) = small_model();
@@ -575,8 +603,9 @@ fn gradients_agree_with_finite_differences() {
         "no_mask",
     ];
     let used = |name: &str| !text.contains_key(name) && !unused.iter().any(|u| name.contains(u));
-    let (_, _, gradients) = session::gradients(
+    let (_, _, gradients) = session::gradients::<Flex>(
         &weights,
+        &FlexDevice,
         |name| f32::from(u8::from(used(name))),
         |graph| objective(graph, &config),
     );
@@ -592,7 +621,8 @@ fn gradients_agree_with_finite_differences() {
             data.iter_mut()
                 .zip(gradient)
                 .for_each(|(w, g)| *w += sign * step * g.signum());
-            let (value, _, _) = session::gradients(&weights, |_| 0.0, |graph| objective(graph, &config));
+            let (value, _, _) =
+                session::gradients::<Flex>(&weights, &FlexDevice, |_| 0.0, |graph| objective(graph, &config));
             weights.get_mut(&name).unwrap().data = saved;
             value
         };

@@ -831,3 +831,97 @@ mod several_processes {
         assert_eq!(model(&stopped, "distill"), model(&whole, "distill"));
     }
 }
+
+/// The backend that trains on GPUs, by a Vulkan driver that computes on the processor.
+#[cfg(feature = "train-vulkan")]
+mod on_a_gpu {
+    use super::*;
+
+    /// The losses of a stage's curve.
+    fn losses(out: &Path, stage: &str) -> Vec<(String, f32)> {
+        let curve = std::fs::read_to_string(out.join(format!("{stage}.curve.csv"))).unwrap();
+        let lines = curve.lines().skip(1).map(|line| {
+            let fields: Vec<&str> = line.split(',').collect();
+            (fields[1].to_owned(), fields[2].parse().unwrap())
+        });
+        lines.collect()
+    }
+
+    #[test]
+    fn a_run_on_a_gpu_loses_what_one_on_the_processor_loses_and_ends_with_a_bundle() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = tiny_recipe(folder.path());
+        let mut changed = Recipe::read(&recipe).unwrap();
+        changed.sharpen = Some(Sharpen {
+            detail: vec![8],
+            stage: changed.distill.clone(),
+        });
+        std::fs::write(&recipe, toml::to_string(&changed).unwrap()).unwrap();
+        let (processor, gpu) = (folder.path().join("processor"), folder.path().join("gpu"));
+        for (out, device) in [(&processor, "cpu"), (&gpu, "gpu:software")] {
+            let arguments = [&on_scenes("run", &recipe, out)[..], &["--device", device]].concat();
+            let output = train(&arguments);
+            assert!(output.status.success(), "{device}: {}", text(&output.stderr));
+            Manifest::read(&out.join("bundle")).unwrap();
+        }
+        // What `[sharpen]` asks depends on which scores pass a threshold.
+        for stage in ["sam_teacher", "clip_teacher", "probe", "distill", "adapt", "words"] {
+            let (expected, found) = (losses(&processor, stage), losses(&gpu, stage));
+            assert_eq!(expected.len(), found.len(), "{stage}");
+            for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+                // After a step of AdamW small gradients decide by their signs: it is not the same to the last digit.
+                assert!(
+                    (expected - found).abs() < 0.02 * expected.abs() + 0.01,
+                    "{stage}, {name}: {found}, on the processor {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn two_runs_on_a_gpu_end_with_the_same_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = tiny_recipe(folder.path());
+        let weights = ["once", "again"].map(|name| {
+            let out = folder.path().join(name);
+            let output = train(&[&on_scenes("teachers", &recipe, &out)[..], &["--device", "gpu:software"]].concat());
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            ["sam_teacher", "clip_teacher"].map(|teacher| {
+                let checkpoint = out.join(format!("{teacher}.safetensors"));
+                weights::read(&checkpoint).unwrap()
+            })
+        });
+        assert!(
+            weights[0] == weights[1],
+            "moments and weights are the same to the last bit"
+        );
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_one_clear_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+        let output = train(&[&on_scenes("run", &recipe, &out)[..], &["--device", "gpu:99"]].concat());
+        let error = text(&output.stderr);
+        assert!(
+            !output.status.success()
+                && error.contains("expected GPU 99, counted from 0")
+                && !error.contains("panicked"),
+            "{error}"
+        );
+    }
+}
+
+#[cfg(not(feature = "train-vulkan"))]
+#[test]
+fn a_gpu_needs_a_build_for_gpus() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let output = train(&[&on_scenes("run", &recipe, &out)[..], &["--device", "gpu"]].concat());
+    let error = text(&output.stderr);
+    assert!(
+        !output.status.success() && error.contains("--features train-vulkan"),
+        "{error}"
+    );
+    assert!(!out.exists(), "nothing was begun");
+}

@@ -5,15 +5,21 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use burn_flex::{Flex, FlexDevice};
 use clap::{Parser, Subcommand};
 use samclip::train::dataset::Layout;
+use samclip::train::device::Device;
+#[cfg(feature = "train-vulkan")]
+use samclip::train::device::gpu::{self, Gpu};
 use samclip::train::eval::wise_ft;
+use samclip::train::kernels::Kernels;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
 use samclip::train::processes::Processes;
 use samclip::train::recipe::Recipe;
 use samclip::train::run::{Run, RunOptions, untrained};
-use samclip::train::{eval, import, quantize, weights};
+use samclip::train::weights::{self, Weights};
+use samclip::train::{eval, import, quantize};
 
 /// Merges a SAM and a CLIP checkpoint into one encoder, and makes small teachers where there are none.
 #[derive(Parser)]
@@ -172,6 +178,10 @@ struct RunArguments {
     out: PathBuf,
     #[command(flatten)]
     teachers: TeacherArguments,
+    /// What computes: cpu, gpu, gpu:NUMBER for one of several, or gpu:software for a Vulkan driver on the processor. A GPU needs
+    /// a build with `--features train-vulkan`.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
     /// One of several processes that `mpirun` started: every step averages the gradients of all of them.
     #[cfg(feature = "mpi")]
     #[arg(long)]
@@ -195,21 +205,54 @@ struct CostArguments {
     recipe: PathBuf,
 }
 
+/// A part of a run, with all parts before it.
+#[derive(Clone, Copy)]
+enum Part {
+    Teachers,
+    Probe,
+    Distill,
+    Adapt,
+    Words,
+    Finetune,
+    Sharpen,
+}
+
+impl Part {
+    /// The weights that it ends with.
+    fn of<B: Kernels>(self, run: &Run<B>) -> Result<Weights> {
+        match self {
+            Self::Teachers => run.teachers().map(|(_, student)| student),
+            Self::Probe => run.probe().map(|(_, weights)| weights),
+            Self::Distill => run.distill().map(|(_, weights)| weights),
+            Self::Adapt => run.adapt(),
+            Self::Words => run.words(),
+            Self::Finetune => run.finetune(),
+            Self::Sharpen => run.sharpen(),
+        }
+    }
+}
+
 impl StartArguments {
-    /// A stage that may begin with somebody's weights.
-    fn run<T>(self, stage: impl FnOnce(&Run) -> Result<T>) -> Result<()> {
-        self.run.run_from(self.start, stage).map(|_| ())
+    /// A stage that may begin with somebody's weights, and that the recipe must have: `has` tells.
+    fn run(self, part: Part, section: &str, has: impl Fn(&Recipe) -> bool) -> Result<()> {
+        let recipe = Recipe::read(&self.run.recipe)?;
+        ensure!(
+            has(&recipe),
+            "{}: the recipe has no [{section}]",
+            self.run.recipe.display()
+        );
+        self.run.run_from(self.start, part).map(|_| ())
     }
 }
 
 impl RunArguments {
-    /// The processes and the run; what `stage` returns once all processes have done it.
-    fn run<T>(self, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
-        self.run_from(None, stage)
+    /// Recipe and weights of `part`, once all processes have done it; none in a process that is not the first.
+    fn run(self, part: Part) -> Result<Option<(Recipe, Weights)>> {
+        self.run_from(None, part)
     }
 
     /// As [`Self::run`], from weights in place of the stages before.
-    fn run_from<T>(self, start: Option<PathBuf>, stage: impl FnOnce(&Run) -> Result<T>) -> Result<Option<T>> {
+    fn run_from(self, start: Option<PathBuf>, part: Part) -> Result<Option<(Recipe, Weights)>> {
         #[cfg(feature = "mpi")]
         let processes = match self.mpi {
             true => Processes::of_mpirun().context("MPI was started before")?,
@@ -217,17 +260,8 @@ impl RunArguments {
         };
         #[cfg(not(feature = "mpi"))]
         let processes = Processes::alone();
-        let first = processes.is_first();
-        let run = self.open(start, processes.clone())?;
-        let result = stage(&run)?;
-        drop(run);
-        processes.finish();
-        Ok(first.then_some(result))
-    }
-
-    fn open(self, start: Option<PathBuf>, processes: Processes) -> Result<Run> {
-        Run::open(RunOptions {
-            processes,
+        let options = RunOptions {
+            processes: processes.clone(),
             recipe: self.recipe,
             data: self.data,
             layout: self.layout,
@@ -235,8 +269,33 @@ impl RunArguments {
             sam: self.teachers.sam,
             clip: self.teachers.clip,
             start,
-        })
+        };
+        let done = match self.device {
+            Device::Cpu => done::<Flex>(options, FlexDevice, part)?,
+            #[cfg(feature = "train-vulkan")]
+            Device::Gpu(index) => {
+                let index = index.unwrap_or_else(|| processes.rank_on_host());
+                done::<Gpu>(options, gpu::open(index)?, part)?
+            }
+            #[cfg(feature = "train-vulkan")]
+            Device::SoftwareGpu => done::<Gpu>(options, gpu::open_software()?, part)?,
+            #[cfg(not(feature = "train-vulkan"))]
+            Device::Gpu(_) | Device::SoftwareGpu => anyhow::bail!(
+                "--device: found a GPU, expected cpu: this build has no GPU backend; build with \
+                 `cargo build --release --features train-vulkan --bin train`"
+            ),
+        };
+        let first = processes.is_first();
+        processes.finish();
+        Ok(first.then_some(done))
     }
+}
+
+/// Recipe and weights of a part of a run on `device`.
+fn done<B: Kernels>(options: RunOptions, device: B::Device, part: Part) -> Result<(Recipe, Weights)> {
+    let run = Run::<B>::open(options, device)?;
+    let weights = part.of(&run)?;
+    Ok((run.recipe, weights))
 }
 
 fn main() -> Result<()> {
@@ -253,22 +312,16 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let out = arguments.out.join("bundle");
-            let done = arguments.run(|run| Ok((run.recipe.clone(), run.sharpen()?)))?;
+            let done = arguments.run(Part::Sharpen)?;
             done.map_or(Ok(()), |(recipe, weights)| {
                 export(&recipe, &weights, &out, Storage::Half)
             })
         }
-        Command::Distill(arguments) => arguments.run(Run::distill).map(|_| ()),
-        Command::Adapt(arguments) => arguments.run(Run::adapt).map(|_| ()),
-        Command::Words(arguments) => arguments.run(Run::words).map(|_| ()),
-        Command::Finetune(arguments) => arguments.run(|run| {
-            ensure!(run.recipe.finetune.is_some(), "the recipe has no [finetune]");
-            run.finetune()
-        }),
-        Command::Sharpen(arguments) => arguments.run(|run| {
-            ensure!(run.recipe.sharpen.is_some(), "the recipe has no [sharpen]");
-            run.sharpen()
-        }),
+        Command::Distill(arguments) => arguments.run(Part::Distill).map(|_| ()),
+        Command::Adapt(arguments) => arguments.run(Part::Adapt).map(|_| ()),
+        Command::Words(arguments) => arguments.run(Part::Words).map(|_| ()),
+        Command::Finetune(arguments) => arguments.run(Part::Finetune, "finetune", |recipe| recipe.finetune.is_some()),
+        Command::Sharpen(arguments) => arguments.run(Part::Sharpen, "sharpen", |recipe| recipe.sharpen.is_some()),
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {
@@ -320,12 +373,12 @@ fn main() -> Result<()> {
         }
         Command::Import(arguments) => import(&arguments),
         Command::Synth(arguments) => synth(&arguments),
-        Command::Teachers(arguments) => arguments.run(Run::teachers).map(|_| ()),
-        Command::Probe(arguments) => arguments.run(Run::probe).map(|_| ()),
+        Command::Teachers(arguments) => arguments.run(Part::Teachers).map(|_| ()),
+        Command::Probe(arguments) => arguments.run(Part::Probe).map(|_| ()),
     }
 }
 
-fn export(recipe: &Recipe, weights: &weights::Weights, out: &Path, storage: Storage) -> Result<()> {
+fn export(recipe: &Recipe, weights: &Weights, out: &Path, storage: Storage) -> Result<()> {
     let bundle = samclip::train::export::bundle(recipe, weights, out, storage)?;
     tracing::info!(folder = %out.display(), id = bundle.id(), "bundle written");
     Ok(())

@@ -1,7 +1,7 @@
 //! [`Ops`] over the training framework: values, and gradients where asked.
 //!
-//! Generic over the backend: `Autodiff<Flex>` trains on the CPU, plain `Flex` computes without a tape
-//! (teachers, evaluation).
+//! Generic over the backend: `Autodiff<Flex>` trains on the CPU, `Autodiff<Gpu>` on a GPU; plain `Flex` and `Gpu` compute
+//! without a tape (teachers, evaluation).
 
 use std::collections::BTreeMap;
 
@@ -66,6 +66,12 @@ impl<B: Kernels> Graph<B> {
             values.shape.clone()
         };
         B::float_from_data(TensorData::new(values.data.clone(), shape), device)
+    }
+
+    /// The device that it computes on.
+    #[must_use]
+    pub fn device(&self) -> &B::Device {
+        &self.device
     }
 
     /// The parameters by name.

@@ -10,7 +10,6 @@
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 
-use burn_flex::Flex;
 use rand::RngExt as _;
 
 use crate::text::tokenizer::Tokenizer;
@@ -19,6 +18,7 @@ use crate::train::feed::{Feed, MASK_PROMPTS};
 use crate::train::forgetting::BoxMasks;
 use crate::train::frozen::{Features, Store};
 use crate::train::initial;
+use crate::train::kernels::Kernels;
 use crate::train::micro_batch::{Maker, MicroBatch, Serves};
 use crate::train::model::{SamConfig, inventory, resize};
 use crate::train::recipe::{Recipe, Stage, StageName};
@@ -32,60 +32,68 @@ const DISTILL: u64 = 4;
 const ADAPT: u64 = 5;
 
 /// Whose image embeddings L_CLIP asks for.
-pub enum ClipTeacher {
+pub enum ClipTeacher<B: Kernels> {
     /// A CLIP model's, at the size that it was made for.
-    Tower(Graph<Flex>),
+    Tower(Graph<B>),
     /// The merged model's own of before, on the very pictures that the student sees.
-    Before(Graph<Flex>),
+    Before(Graph<B>),
 }
 
 /// Frozen teachers: held in their own type, without a tape, so that they cannot be trained by mistake.
-pub struct Teachers {
+pub struct Teachers<B: Kernels> {
     sam: Weights,
     sam_config: SamConfig,
     /// The CLIP teacher.
-    pub clip: ClipTeacher,
+    pub clip: ClipTeacher<B>,
     /// Text embeddings of names by the CLIP teacher's tower.
-    pub text: TextBank,
+    pub text: TextBank<B>,
     /// The text tower's tokenizer.
     pub tokenizer: Tokenizer,
+    device: B::Device,
 }
 
-impl Teachers {
-    /// Teachers of `recipe` from their weights.
+impl<B: Kernels> Teachers<B> {
+    /// Teachers of `recipe` from their weights, on the device of `text`.
     #[must_use]
-    pub fn new(recipe: &Recipe, sam: Weights, clip: &Weights, text: TextBank, tokenizer: Tokenizer) -> Self {
+    pub fn new(recipe: &Recipe, sam: Weights, clip: &Weights, text: TextBank<B>, tokenizer: Tokenizer) -> Self {
+        let device = text.device().clone();
         Self {
             sam,
             sam_config: recipe.sam.clone(),
-            clip: ClipTeacher::Tower(Graph::new(clip, Default::default())),
+            clip: ClipTeacher::Tower(Graph::new(clip, device.clone())),
             text,
             tokenizer,
+            device,
         }
     }
 
     /// Rehearsal: the merged model `before` of `recipe` is the SAM teacher, and the CLIP teacher too where there is no
     /// `clip`.
     #[must_use]
-    pub fn of_before(recipe: &Recipe, before: &Weights, clip: Option<&Weights>, tokenizer: Tokenizer) -> Self {
+    pub fn of_before(
+        recipe: &Recipe,
+        before: &Weights,
+        clip: Option<&Weights>,
+        tokenizer: Tokenizer,
+        device: B::Device,
+    ) -> Self {
         Self {
             sam: before.clone(),
             sam_config: recipe.sam.clone(),
             clip: match clip {
-                Some(tower) => ClipTeacher::Tower(Graph::new(tower, Default::default())),
-                None => ClipTeacher::Before(Graph::new(before, Default::default())),
+                Some(tower) => ClipTeacher::Tower(Graph::new(tower, device.clone())),
+                None => ClipTeacher::Before(Graph::new(before, device.clone())),
             },
-            text: TextBank::new(before, recipe.merged(), tokenizer.clone()),
+            text: TextBank::new(before, recipe.merged(), tokenizer.clone(), device.clone()),
             tokenizer,
+            device,
         }
     }
 
     /// The SAM teacher for pictures of the size of `config`.
-    fn sam_at(&self, config: &SamConfig) -> Graph<Flex> {
-        Graph::new(
-            &resize::positions(&self.sam, &self.sam_config, config),
-            Default::default(),
-        )
+    fn sam_at(&self, config: &SamConfig) -> Graph<B> {
+        let resized = resize::positions(&self.sam, &self.sam_config, config);
+        Graph::new(&resized, self.device.clone())
     }
 }
 
@@ -116,12 +124,12 @@ pub fn student(recipe: &Recipe, sam: &Weights, clip: &Weights) -> Weights {
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn probe(
+pub fn probe<B: Kernels>(
     recipe: &Recipe,
     feed: &Feed,
-    teachers: &mut Teachers,
+    teachers: &mut Teachers<B>,
     initial: impl FnOnce() -> Weights,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let rate = |name: &str| f32::from(u8::from(name.starts_with("clip_head.")));
     let session = folder.session(recipe, StageName::Probe, initial)?;
@@ -153,12 +161,12 @@ fn without_pace(recipe: &Recipe) -> Recipe {
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn distill(
+pub fn distill<B: Kernels>(
     recipe: &Recipe,
     feed: &Feed,
-    teachers: &mut Teachers,
+    teachers: &mut Teachers<B>,
     initial: impl FnOnce() -> Weights,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let slow = recipe.distill.backbone_rate;
     let text = inventory::text(&recipe.text, recipe.clip_head.text_dim);
@@ -185,12 +193,12 @@ pub fn distill(
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn adapt(
+pub fn adapt<B: Kernels>(
     recipe: &Recipe,
     feed: &Feed,
-    teachers: &mut Teachers,
+    teachers: &mut Teachers<B>,
     distilled: Weights,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let Some(adapt) = &recipe.adapt else {
         return Ok(distilled);
@@ -266,12 +274,12 @@ fn look_at_all(
 }
 
 /// Runs a stage from where its session stands; returns the weights it ends with.
-pub(super) fn run(
-    mut session: Session,
+pub(super) fn run<B: Kernels>(
+    mut session: Session<B>,
     steps: &Steps,
     recipe: &Recipe,
     feed: &Feed,
-    teachers: &mut Teachers,
+    teachers: &mut Teachers<B>,
     rate: &dyn Fn(&str) -> f32,
 ) -> Result<Weights, SessionError> {
     let &Steps { stage, number, .. } = steps;
@@ -300,7 +308,7 @@ pub(super) fn run(
     };
     let distinct = stage.repeat.unwrap_or(u64::MAX).min(stage.steps);
     if let Some(store) = steps.features.as_ref().filter(|_| session.step() < stage.steps) {
-        let backbone = Graph::new(&session.weights, Default::default());
+        let backbone = Graph::new(&session.weights, teachers.device.clone());
         let look = |micro: &MicroBatch| micro.look(recipe, &backbone, &teachers.clip);
         look_at_all(store, 0..distinct, first..first + per_process, &make, look)?;
     }
@@ -316,7 +324,8 @@ pub(super) fn run(
     };
     if let Some(watch) = &stage.watch {
         let masks = BoxMasks::new(feed, &recipe.sam, recipe.export.points, watch.photos);
-        session.watch_with(Box::new(move |weights| masks.iou(weights)));
+        let device = teachers.device.clone();
+        session.watch_with(Box::new(move |weights| masks.iou::<B>(weights, &device)));
     }
     session.run(stage, &recipe.optimizer, rate, batch, |graph, micro: MicroBatch| {
         micro.loss(graph, recipe, teachers, sam_teacher.as_ref())

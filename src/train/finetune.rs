@@ -8,6 +8,7 @@
 use crate::text::tokenizer::Tokenizer;
 use crate::train::distill::{self, Steps, Teachers};
 use crate::train::feed::Feed;
+use crate::train::kernels::Kernels;
 use crate::train::model::encoder;
 use crate::train::recipe::{Finetune, Recipe, StageName};
 use crate::train::session::{RunFolder, SessionError};
@@ -21,13 +22,13 @@ const FINETUNE: u64 = 8;
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn finetune(
+pub fn finetune<B: Kernels>(
     recipe: &Recipe,
     feed: &Feed,
     tokenizer: &Tokenizer,
     clip: Option<&Weights>,
     before: Weights,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let Some(Finetune { own_prompts, stage }) = &recipe.finetune else {
         return Ok(before);
@@ -37,7 +38,7 @@ pub fn finetune(
     } else {
         recipe.adapted()
     };
-    let mut teachers = Teachers::of_before(&sized, &before, clip, tokenizer.clone());
+    let mut teachers = Teachers::of_before(&sized, &before, clip, tokenizer.clone(), folder.device.clone());
     let rate = |name: &str| match name {
         _ if name.starts_with("clip_head.") => 1.0,
         _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => stage.backbone_rate,

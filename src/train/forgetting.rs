@@ -3,12 +3,11 @@
 //! The paper ends stage 2 early by this kind of measure (its COCO mAP falls after 16 of 20 epochs). Here it is the mean
 //! IoU of the single-mask output with the labelled regions of the validation split, prompted with their exact boxes.
 
-use burn_flex::Flex;
-
 use crate::train::autodiff::Graph;
 use crate::train::dataset::Split;
 use crate::train::dataset::augment::{Fit, plain};
 use crate::train::feed::{Feed, NORMALISATION, PromptBatch};
+use crate::train::kernels::Kernels;
 use crate::train::model::{SamConfig, encoder};
 
 use crate::train::sam_loss;
@@ -70,8 +69,8 @@ impl BoxMasks {
 
     /// Mean IoU over all regions in points, 0-100, of the SAM or merged model `weights`.
     #[must_use]
-    pub fn iou(&self, weights: &Weights) -> f32 {
-        let graph = Graph::<Flex>::new(weights, Default::default());
+    pub fn iou<B: Kernels>(&self, weights: &Weights, device: &B::Device) -> f32 {
+        let graph = Graph::<B>::new(weights, device.clone());
         let side = self.sam.image_size;
         let (mut sum, mut regions) = (0.0, 0.0);
         for (pixels, prompts) in &self.pictures {
@@ -88,6 +87,8 @@ impl BoxMasks {
 
 #[cfg(test)]
 mod tests {
+    use burn_flex::{Flex, FlexDevice};
+
     use super::*;
     use crate::train::initial;
     use crate::train::model::inventory;
@@ -112,7 +113,11 @@ mod tests {
         for name in last.collect::<Vec<_>>() {
             weights.get_mut(&name).unwrap().data.fill(0.0);
         }
-        assert!(masks.iou(&weights) < 1e-6, "{}", masks.iou(&weights));
+        assert!(
+            masks.iou::<Flex>(&weights, &FlexDevice) < 1e-6,
+            "{}",
+            masks.iou::<Flex>(&weights, &FlexDevice)
+        );
         // Everything marked: the overlap is each region's share of the picture.
         let bias = weights
             .get_mut("mask_decoder.output_hypernetworks_mlps.0.layers.2.bias")
@@ -132,7 +137,7 @@ mod tests {
         });
         let shares: Vec<f32> = shares.collect();
         let expected = 100.0 * shares.iter().sum::<f32>() / shares.len() as f32;
-        let found = masks.iou(&weights);
+        let found = masks.iou::<Flex>(&weights, &FlexDevice);
         assert!((found - expected).abs() < 0.01 && expected > 1.0, "{found} {expected}");
     }
 }

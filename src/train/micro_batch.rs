@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use burn_backend::tensor::FloatTensor;
-use burn_flex::Flex;
 use rand::RngExt as _;
 
 use crate::text::templates::TEMPLATES;
@@ -181,7 +180,7 @@ impl MicroBatch {
     }
 
     /// `[B, D]`: image embeddings of the CLIP teacher, unit norm.
-    fn teacher(&self, recipe: &Recipe, clip: &ClipTeacher) -> Vec<f32> {
+    fn teacher<B: Kernels>(&self, recipe: &Recipe, clip: &ClipTeacher<B>) -> Vec<f32> {
         match clip {
             ClipTeacher::Tower(clip) => {
                 let side = recipe.clip_teacher.image_size;
@@ -198,7 +197,7 @@ impl MicroBatch {
 
     /// What a frozen `backbone` and the CLIP teacher say of the pictures.
     #[must_use]
-    pub fn look(&self, recipe: &Recipe, backbone: &Graph<Flex>, clip: &ClipTeacher) -> Features {
+    pub fn look<B: Kernels>(&self, recipe: &Recipe, backbone: &Graph<B>, clip: &ClipTeacher<B>) -> Features {
         let config = recipe.merged();
         let tokens = encoder::tokens(backbone, &config.sam, &self.image(backbone));
         let tokens = clip_head::pooled(backbone, &config, &tokens);
@@ -215,13 +214,13 @@ impl MicroBatch {
     }
 
     /// Runs the model and the teachers; the losses by the recipe's weights.
-    pub fn loss(
+    pub fn loss<B: Kernels>(
         mut self,
-        graph: &Graph<Tape>,
+        graph: &Graph<Tape<B>>,
         recipe: &Recipe,
-        teachers: &mut Teachers,
-        sam_teacher: Option<&Graph<Flex>>,
-    ) -> StepLoss {
+        teachers: &mut Teachers<B>,
+        sam_teacher: Option<&Graph<B>>,
+    ) -> StepLoss<B> {
         let (config, losses) = (recipe.merged(), &recipe.losses);
         let (sam, b) = (&config.sam, self.items.len());
         let features = self.features.take();

@@ -10,6 +10,7 @@
 pub mod autodiff;
 pub mod cost;
 pub mod dataset;
+pub mod device;
 pub mod distill;
 pub mod eval;
 pub mod export;

@@ -77,6 +77,17 @@ impl Processes {
         0
     }
 
+    /// This process among those of its host, from 0: the number of the GPU that it takes.
+    #[must_use]
+    pub fn rank_on_host(&self) -> usize {
+        #[cfg(feature = "mpi")]
+        if let Some(universe) = &self.universe {
+            let world = universe.world();
+            return usize::try_from(world.split_shared(world.rank()).rank()).unwrap_or(0);
+        }
+        0
+    }
+
     /// Whether this is the process that writes files and says how it goes.
     #[must_use]
     pub fn is_first(&self) -> bool {

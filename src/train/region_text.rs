@@ -11,6 +11,7 @@ use crate::train::autodiff::Graph;
 use crate::train::dataset::names::canonical;
 use crate::train::dataset::{ClassNames, Split, split};
 use crate::train::feed::{BACKGROUND, Feed, NameTargets};
+use crate::train::kernels::Kernels;
 use crate::train::loss::cross_entropy;
 use crate::train::model::clip;
 use crate::train::model::position::linear_matrix;
@@ -23,9 +24,9 @@ use crate::train::text_bank::{TextBank, tokenize};
 pub const CELLS_PER_PATCH: usize = 2;
 
 /// The loss of one micro-batch.
-pub struct RegionText {
+pub struct RegionText<B: Kernels> {
     /// Cross-entropy, `[1, 1]`.
-    pub loss: Tensor,
+    pub loss: Tensor<B>,
     /// Share of the weighted cells whose best name is right, 0-1.
     pub accuracy: f32,
     /// Patch logits `[B, n², K]` on the host.
@@ -34,13 +35,13 @@ pub struct RegionText {
 
 /// Embeddings `[K, D]` of `words`: learnt by the student's own text tower in one template if the recipe says so, else the
 /// frozen tower's over all templates.
-pub fn word_table(
-    graph: &Graph<Tape>,
+pub fn word_table<B: Kernels>(
+    graph: &Graph<Tape<B>>,
     recipe: &Recipe,
     words: &[String],
     template: &str,
-    (bank, tokenizer): (&mut TextBank, &Tokenizer),
-) -> Tensor {
+    (bank, tokenizer): (&mut TextBank<B>, &Tokenizer),
+) -> Tensor<B> {
     let dim = recipe.clip_head.text_dim;
     if recipe.losses.train_text {
         let texts: Vec<String> = words.iter().map(|word| template.replace("{}", word)).collect();
@@ -56,16 +57,16 @@ pub fn word_table(
 
 /// Cross-entropy of upsampled patch logits against the names of the cells. `table [K, D]` are the words' embeddings, `n` is
 /// the side of the patch grid.
-pub fn loss(
-    graph: &Graph<Tape>,
-    patch_embeddings: &Tensor,
+pub fn loss<B: Kernels>(
+    graph: &Graph<Tape<B>>,
+    patch_embeddings: &Tensor<B>,
     targets: &NameTargets,
-    table: &Tensor,
+    table: &Tensor<B>,
     n: usize,
-) -> RegionText {
+) -> RegionText<B> {
     let shape = graph.shape(patch_embeddings);
     let (b, dim, k) = (shape[0], shape[1], targets.names.len());
-    let scale = graph.reshape(&Tape::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
+    let scale = graph.reshape(&Tape::<B>::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
     let rows = graph.reshape(&graph.permute(patch_embeddings, &[0, 2, 3, 1]), &[b * n * n, dim]);
     let logits = graph.matmul(&rows, &graph.permute(table, &[1, 0]));
     let logits = graph.mul(&logits, &scale); // [B·n², K]

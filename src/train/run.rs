@@ -15,6 +15,7 @@ use crate::train::distill::{self, Teachers};
 use crate::train::feed::Feed;
 use crate::train::finetune;
 use crate::train::import;
+use crate::train::kernels::Kernels;
 use crate::train::model::resize;
 use crate::train::processes::Processes;
 use crate::train::recipe::{Recipe, StageName};
@@ -46,24 +47,24 @@ pub struct RunOptions {
     pub processes: Processes,
 }
 
-/// A recipe with its data and its folder.
-pub struct Run {
+/// A recipe with its data, its folder and the backend that computes it.
+pub struct Run<B: Kernels> {
     /// The recipe.
     pub recipe: Recipe,
     feed: Feed,
     tokenizer: Tokenizer,
-    folder: RunFolder,
+    folder: RunFolder<B>,
     sam: Option<PathBuf>,
     clip: Option<PathBuf>,
     start: Option<PathBuf>,
 }
 
-impl Run {
-    /// Reads recipe and data and makes the folder.
+impl<B: Kernels> Run<B> {
+    /// Reads recipe and data and makes the folder; trains on `device`.
     ///
     /// # Errors
     /// What cannot be read, written or understood; a teacher that neither the recipe trains nor a file gives.
-    pub fn open(options: RunOptions) -> Result<Self> {
+    pub fn open(options: RunOptions, device: B::Device) -> Result<Self> {
         let recipe = Recipe::read(&options.recipe)?;
         for (given, trained, section, flag) in [
             (&options.sam, &recipe.teach_sam, "teach_sam", "--sam"),
@@ -101,6 +102,7 @@ impl Run {
             data,
             teachers,
             processes: options.processes,
+            device,
         };
         Ok(Self {
             tokenizer: Tokenizer::shortened(recipe.merges)?,
@@ -117,7 +119,7 @@ impl Run {
     ///
     /// # Errors
     /// Of the stages, or of a checkpoint that does not fit the recipe.
-    pub fn teachers(&self) -> Result<(Teachers, Weights)> {
+    pub fn teachers(&self) -> Result<(Teachers<B>, Weights)> {
         let Self {
             recipe, feed, folder, ..
         } = self;
@@ -145,7 +147,7 @@ impl Run {
             (None, stage) => teachers::sam(recipe, trained(stage.as_ref())?, feed, folder)?,
         };
         let clip = self.clip_teacher()?;
-        let text = TextBank::new(&clip, recipe.merged(), self.tokenizer.clone());
+        let text = TextBank::new(&clip, recipe.merged(), self.tokenizer.clone(), folder.device.clone());
         let student = distill::student(recipe, &sam, &clip);
         let teachers = Teachers::new(recipe, sam, &clip, text, self.tokenizer.clone());
         Ok((teachers, student))
@@ -166,7 +168,7 @@ impl Run {
     ///
     /// # Errors
     /// Of the stages.
-    pub fn probe(&self) -> Result<(Teachers, Weights)> {
+    pub fn probe(&self) -> Result<(Teachers<B>, Weights)> {
         let (mut teachers, student) = self.teachers()?;
         let probed = distill::probe(&self.recipe, &self.feed, &mut teachers, || student, &self.folder)?;
         Ok((teachers, probed))
@@ -176,7 +178,7 @@ impl Run {
     ///
     /// # Errors
     /// Of the stages.
-    pub fn distill(&self) -> Result<(Teachers, Weights)> {
+    pub fn distill(&self) -> Result<(Teachers<B>, Weights)> {
         let (mut teachers, probed) = self.probe()?;
         let distilled = distill::distill(&self.recipe, &self.feed, &mut teachers, || probed, &self.folder)?;
         Ok((teachers, distilled))

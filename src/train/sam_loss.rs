@@ -6,6 +6,7 @@
 
 use crate::train::autodiff::Graph;
 use crate::train::feed::PromptBatch;
+use crate::train::kernels::Kernels;
 use crate::train::loss::{MaskLosses, mask_losses};
 use crate::train::model::prompt_encoder::Prompts;
 use crate::train::model::{SamConfig, mask_decoder};
@@ -18,7 +19,7 @@ const OUTSIDE: f32 = 20.0;
 
 /// Runs the SAM head for `prompts` on image embeddings `[B, C, g, g]`: logits `[B·Q, 4, 4g, 4g]` and
 /// predicted IoU `[B·Q, 4]`.
-pub fn decode<B: crate::train::kernels::Kernels>(
+pub fn decode<B: Kernels>(
     graph: &Graph<B>,
     sam: &SamConfig,
     embeddings: &<Graph<B> as Ops>::Tensor,
@@ -40,13 +41,13 @@ pub fn decode<B: crate::train::kernels::Kernels>(
 }
 
 /// Loss `[1]` of the SAM head, its parts, and the mean IoU of the single-mask output.
-pub fn loss(
-    graph: &Graph<Tape>,
+pub fn loss<B: Kernels>(
+    graph: &Graph<Tape<B>>,
     sam: &SamConfig,
-    embeddings: &Tensor,
+    embeddings: &Tensor<B>,
     prompts: &PromptBatch,
     weights: &LossWeights,
-) -> (Tensor, f32) {
+) -> (Tensor<B>, f32) {
     let rows = prompts.counts.len();
     let pixels = 16 * sam.grid() * sam.grid();
     let (masks, iou) = decode(graph, sam, embeddings, prompts);

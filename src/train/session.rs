@@ -11,23 +11,24 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use burn_autodiff::Autodiff;
-use burn_backend::ops::FloatTensorOps;
-use burn_backend::{AutodiffBackend, BackendTypes, read_sync};
+use burn_backend::tensor::FloatTensor;
+use burn_backend::{AutodiffBackend, read_sync};
 use burn_flex::Flex;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::autodiff::Graph;
 use crate::train::frozen::StoreError;
+use crate::train::kernels::Kernels;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
 use crate::train::processes::Processes;
 use crate::train::recipe::{Recipe, Stage, StageName, Watch};
 use crate::train::schedule::warmup_cosine;
 use crate::train::weights::{self, Values, Weights, WeightsError};
 
-/// The backend that trains: the CPU, with gradients.
-pub type Tape = Autodiff<Flex>;
+/// A backend with gradients.
+pub type Tape<B> = Autodiff<B>;
 /// A tensor of [`Tape`].
-pub type Tensor = <Tape as BackendTypes>::FloatTensorPrimitive;
+pub type Tensor<B> = FloatTensor<Tape<B>>;
 
 /// Steps between checkpoints.
 const CHECKPOINT_EVERY: u64 = 100;
@@ -137,9 +138,9 @@ fn keys(text: &str) -> BTreeMap<String, String> {
     out
 }
 
-/// Where a run keeps its checkpoints, and the data it is made from.
+/// Where a run keeps its checkpoints, the data it is made from, and what computes it: the CPU, or another backend `B`.
 #[derive(Clone, Debug)]
-pub struct RunFolder {
+pub struct RunFolder<B: Kernels = Flex> {
     /// The folder.
     pub path: PathBuf,
     /// Fingerprint of the photos.
@@ -148,9 +149,11 @@ pub struct RunFolder {
     pub teachers: String,
     /// The processes that train together.
     pub processes: Processes,
+    /// The device that this process computes on.
+    pub device: B::Device,
 }
 
-impl RunFolder {
+impl<B: Kernels> RunFolder<B> {
     /// The checkpoint file of a stage.
     #[must_use]
     pub fn checkpoint(&self, stage: StageName) -> PathBuf {
@@ -180,9 +183,10 @@ impl RunFolder {
         recipe: &Recipe,
         stage: StageName,
         initial: impl FnOnce() -> Weights,
-    ) -> Result<Session, SessionError> {
+    ) -> Result<Session<B>, SessionError> {
         let identity = self.identity(recipe, stage);
-        let mut session = Session::open(&self.checkpoint(stage), stage.checkpoint(), identity, initial)?;
+        let checkpoint = self.checkpoint(stage);
+        let mut session = Session::open(&checkpoint, stage.checkpoint(), identity, self.device.clone(), initial)?;
         session.processes = self.processes.clone();
         Ok(session)
     }
@@ -199,15 +203,15 @@ impl RunFolder {
 }
 
 /// Loss of one step and its named parts, for the log.
-pub struct StepLoss {
+pub struct StepLoss<B: Kernels = Flex> {
     /// The scalar that is minimised.
-    pub total: Tensor,
+    pub total: Tensor<B>,
     /// Parts by name.
     pub parts: Vec<(&'static str, f32)>,
 }
 
 /// A stage in progress.
-pub struct Session {
+pub struct Session<B: Kernels = Flex> {
     path: PathBuf,
     name: String,
     identity: Identity,
@@ -219,6 +223,7 @@ pub struct Session {
     watched: Watched,
     measure: Option<Measure>,
     processes: Processes,
+    device: B::Device,
 }
 
 /// A measure of what the student has kept, in points; more is better.
@@ -247,8 +252,8 @@ pub fn model_weights(checkpoint: Weights) -> Weights {
     checkpoint.into_iter().filter(|(name, _)| !state(name)).collect()
 }
 
-impl Session {
-    /// Opens the stage `name`: from the checkpoint `path` if there is one, else from `initial`.
+impl<B: Kernels> Session<B> {
+    /// Opens the stage `name` on `device`: from the checkpoint `path` if there is one, else from `initial`.
     ///
     /// # Errors
     /// [`SessionError`] if the checkpoint is damaged or belongs to another recipe or other data.
@@ -256,6 +261,7 @@ impl Session {
         path: &Path,
         name: &str,
         identity: Identity,
+        device: B::Device,
         initial: impl FnOnce() -> Weights,
     ) -> Result<Self, SessionError> {
         let path = path.to_owned();
@@ -269,6 +275,7 @@ impl Session {
             watched: Watched::default(),
             measure: None,
             processes: Processes::alone(),
+            device,
         };
         if !path.exists() {
             session.weights = initial();
@@ -407,7 +414,7 @@ impl Session {
         optimizer: &AdamWConfig,
         rate: impl Fn(&str) -> f32,
         batch: impl Fn(u64) -> Vec<I> + Sync,
-        mut loss: impl FnMut(&Graph<Tape>, I) -> StepLoss,
+        mut loss: impl FnMut(&Graph<Tape<B>>, I) -> StepLoss<B>,
     ) -> Result<(), SessionError> {
         if self.watched.stopped {
             return Ok(());
@@ -435,7 +442,7 @@ impl Session {
                 let started = Instant::now();
                 let (mut value, mut summed) = (0.0, Gradients::new());
                 for input in inputs {
-                    let (part, parts, more) = gradients(&self.weights, &rate, |graph| loss(graph, input));
+                    let (part, parts, more) = gradients(&self.weights, &self.device, &rate, |graph| loss(graph, input));
                     value += part;
                     log.add(&parts);
                     add(&mut summed, more);
@@ -486,7 +493,7 @@ impl Session {
     }
 }
 
-impl Session {
+impl<B: Kernels> Session<B> {
     /// Moves the averages of `names` towards the current weights, faster in the first steps, when there is little to
     /// average: the share kept is at most (1 + n) / (10 + n) after n steps.
     fn average<'a>(&mut self, kept: f32, names: impl Iterator<Item = &'a String>) {
@@ -561,13 +568,13 @@ fn add(sum: &mut Gradients, more: Gradients) {
 }
 
 /// Loss, its parts, and gradients of every weight whose `rate` is above 0.
-pub fn gradients(
+pub fn gradients<B: Kernels>(
     weights: &Weights,
+    device: &B::Device,
     rate: impl Fn(&str) -> f32,
-    loss: impl FnOnce(&Graph<Tape>) -> StepLoss,
+    loss: impl FnOnce(&Graph<Tape<B>>) -> StepLoss<B>,
 ) -> (f32, Vec<(&'static str, f32)>, Gradients) {
-    let device = Default::default();
-    let parameters = Graph::<Tape>::new(weights, device).parameters().clone();
+    let parameters = Graph::<Tape<B>>::new(weights, device.clone()).parameters().clone();
     let parameters = parameters.into_iter().map(|(name, tensor)| {
         let tensor = if rate(&name) > 0.0 {
             tensor.require_grad()
@@ -576,16 +583,16 @@ pub fn gradients(
         };
         (name, tensor)
     });
-    let graph = Graph::<Tape>::from_parameters(parameters.collect(), device);
+    let graph = Graph::<Tape<B>>::from_parameters(parameters.collect(), device.clone());
     let StepLoss { total, parts } = loss(&graph);
     let value = graph.values(&total)[0];
-    let mut tape = Tape::backward(total);
+    let mut tape = Tape::<B>::backward(total);
     let mut gradients = Gradients::new();
     for (name, tensor) in graph.parameters() {
         if rate(name) > 0.0
-            && let Some(gradient) = Tape::grad_remove(tensor, &mut tape)
+            && let Some(gradient) = Tape::<B>::grad_remove(tensor, &mut tape)
         {
-            let data = read_sync(Flex::float_into_data(gradient)).expect("a gradient can be read back");
+            let data = read_sync(B::float_into_data(gradient)).expect("a gradient can be read back");
             gradients.insert(name.clone(), data.try_into_vec::<f32>().expect("gradients are f32"));
         }
     }
@@ -594,8 +601,12 @@ pub fn gradients(
 
 #[cfg(test)]
 mod tests {
+    use burn_flex::FlexDevice;
+
     use super::*;
     use crate::train::ops::Ops;
+
+    const CPU: FlexDevice = FlexDevice;
 
     fn identity(recipe: &str) -> Identity {
         Identity {
@@ -626,7 +637,7 @@ mod tests {
 
     /// As `run`, watched every 20 steps by a measure that falls from step `from` on.
     fn run_watched(folder: &Path, broken: Option<u64>, from: u64) -> Result<(Weights, Vec<Weights>), SessionError> {
-        let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
+        let mut session = Session::<Flex>::open(&checkpoint(folder), "test", identity("1"), CPU, initial)?;
         let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
         let (record, first) = (std::rc::Rc::clone(&seen), session.step().div_ceil(20));
         session.watch_with(Box::new(move |weights| {
@@ -670,7 +681,7 @@ mod tests {
     }
 
     fn run_averaged(folder: &Path, broken: Option<u64>, average: Option<f32>) -> Result<Weights, SessionError> {
-        let mut session = Session::open(&checkpoint(folder), "test", identity("1"), initial)?;
+        let mut session = Session::<Flex>::open(&checkpoint(folder), "test", identity("1"), CPU, initial)?;
         train(&mut session, broken, average, None)?;
         Ok(session.weights)
     }
@@ -723,7 +734,7 @@ mod tests {
             run(stopped.path(), Some(120)),
             Err(SessionError::NotFinite { step: 120, .. })
         ));
-        let resumed = Session::open(&checkpoint(stopped.path()), "test", identity("1"), || {
+        let resumed = Session::<Flex>::open(&checkpoint(stopped.path()), "test", identity("1"), CPU, || {
             unreachable!("there is a checkpoint")
         });
         assert_eq!(resumed.unwrap().step(), 100);
@@ -751,13 +762,14 @@ mod tests {
     fn gradients_of_a_steps_micro_batches_add_up() {
         let end = |micro: &'static [f32]| {
             let folder = tempfile::tempdir().unwrap();
-            let mut session = Session::open(&checkpoint(folder.path()), "test", identity("1"), initial).unwrap();
+            let mut session =
+                Session::<Flex>::open(&checkpoint(folder.path()), "test", identity("1"), CPU, initial).unwrap();
             let stage = Stage {
                 steps: 40,
                 ..stage(None, None)
             };
             let batch = |_| micro.iter().map(|&target| (target, 1.0 / micro.len() as f32)).collect();
-            let loss = |graph: &Graph<Tape>, (target, share): (f32, f32)| {
+            let loss = |graph: &Graph<Tape<Flex>>, (target, share): (f32, f32)| {
                 let error = graph.sub(&graph.weight("w", &[3]), &graph.input(vec![target; 3], &[3]));
                 let total = graph.scale(&graph.sum(&graph.mul(&error, &error), 0), share);
                 StepLoss {
@@ -782,7 +794,7 @@ mod tests {
     fn a_checkpoint_of_another_recipe_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         run(folder.path(), None).unwrap();
-        let error = Session::open(&checkpoint(folder.path()), "test", identity("2"), initial)
+        let error = Session::<Flex>::open(&checkpoint(folder.path()), "test", identity("2"), CPU, initial)
             .err()
             .unwrap()
             .to_string();
@@ -797,7 +809,7 @@ mod tests {
         let path = checkpoint(folder.path());
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let error = Session::open(&checkpoint(folder.path()), "test", identity("1"), initial)
+        let error = Session::<Flex>::open(&checkpoint(folder.path()), "test", identity("1"), CPU, initial)
             .err()
             .unwrap()
             .to_string();

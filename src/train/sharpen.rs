@@ -5,7 +5,6 @@
 //! prompts as on a camera, and the labels say what masks are right ([`questions`](super::questions)). A share of the prompts are points and boxes
 //! as in the earlier stages, so that the SAM head does not forget them.
 
-use burn_flex::Flex;
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
@@ -16,6 +15,7 @@ use crate::train::autodiff::Graph;
 use crate::train::export;
 use crate::train::feed::{Feed, Item, PromptBatch, SCALES};
 use crate::train::initial;
+use crate::train::kernels::Kernels;
 use crate::train::model::{clip_head, encoder, inventory};
 use crate::train::ops::Ops;
 use crate::train::questions::{Question, answered, names_to_ask};
@@ -55,12 +55,12 @@ struct Views {
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn sharpen(
+pub fn sharpen<B: Kernels>(
     recipe: &Recipe,
     feed: &Feed,
     tokenizer: &Tokenizer,
     trained: Weights,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let Some(Sharpen { stage, .. }) = &recipe.sharpen else {
         return Ok(trained);
@@ -69,7 +69,7 @@ pub fn sharpen(
     let recipe = &recipe.exported();
     let sam = &recipe.sam;
     let (side, low, points) = (sam.image_size, 4 * sam.grid(), recipe.export.points);
-    let mut asker = Asker::new(recipe, &trained, tokenizer);
+    let mut asker = Asker::<B>::new(recipe, &trained, tokenizer, &folder.device);
     let completed = || {
         let known = |name: &str, _: &[usize]| trained.get(name).map(|values| values.data.clone());
         initial::completed(&inventory::merged(&recipe.merged()), recipe.seed + SHARPEN, known)
@@ -130,20 +130,20 @@ pub fn sharpen(
 }
 
 /// The frozen part of the model, asking as the daemon does.
-struct Asker<'a> {
+struct Asker<'a, B: Kernels> {
     recipe: &'a Recipe,
-    frozen: Graph<Flex>,
-    text: TextBank,
+    frozen: Graph<B>,
+    text: TextBank<B>,
     manifest: Manifest,
 }
 
-impl<'a> Asker<'a> {
+impl<'a, B: Kernels> Asker<'a, B> {
     /// Over `weights` of the `recipe`'s bundle.
-    fn new(recipe: &'a Recipe, weights: &Weights, tokenizer: &Tokenizer) -> Self {
+    fn new(recipe: &'a Recipe, weights: &Weights, tokenizer: &Tokenizer, device: &B::Device) -> Self {
         Self {
             recipe,
-            frozen: Graph::new(weights, Default::default()),
-            text: TextBank::new(weights, recipe.merged(), tokenizer.clone()),
+            frozen: Graph::new(weights, device.clone()),
+            text: TextBank::new(weights, recipe.merged(), tokenizer.clone(), device.clone()),
             manifest: export::manifest(recipe, weights),
         }
     }

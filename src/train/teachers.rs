@@ -13,6 +13,7 @@ use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, 
 use crate::train::dataset::names::canonical;
 use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, SCALES, in_other_words, in_template};
 use crate::train::initial;
+use crate::train::kernels::Kernels;
 use crate::train::loss::cross_entropy;
 use crate::train::model::{ClipConfig, clip, encoder, inventory};
 use crate::train::ops::Ops;
@@ -51,7 +52,12 @@ pub fn clip_config(recipe: &Recipe) -> ClipConfig {
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn sam(recipe: &Recipe, stage: &Stage, feed: &Feed, folder: &RunFolder) -> Result<Weights, SessionError> {
+pub fn sam<B: Kernels>(
+    recipe: &Recipe,
+    stage: &Stage,
+    feed: &Feed,
+    folder: &RunFolder<B>,
+) -> Result<Weights, SessionError> {
     let sam = &recipe.sam;
     let mut session = folder.session(recipe, StageName::TeachSam, || {
         initial::weights(&inventory::sam(sam), recipe.seed)
@@ -172,12 +178,12 @@ fn named_region(feed: &Feed, sample: &Sample, rng: &mut rand_chacha::ChaCha8Rng)
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn clip(
+pub fn clip<B: Kernels>(
     recipe: &Recipe,
     stage: &Stage,
     feed: &Feed,
     tokenizer: &Tokenizer,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let config = clip_config(recipe);
     let (side, synonyms) = (config.vision_cfg.image_size, recipe.losses.synonyms);
@@ -227,7 +233,7 @@ pub fn clip(
             };
             let image = graph.input(pixels, &[stage.batch, 3, side, side]);
             let image = graph.unit_norm(&clip::encode_image(graph, &config, &image));
-            let scale = graph.reshape(&Tape::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
+            let scale = graph.reshape(&Tape::<B>::float_exp(graph.weight("logit_scale", &[])), &[1, 1]);
             let (clip, top1) = contrastive(graph, &image, &embed(&tokens), &texts, &scale);
             let mut parts = vec![("clip", graph.values(&clip)[0]), ("in-batch top-1", top1)];
             let mut total = clip;
@@ -250,7 +256,13 @@ pub fn clip(
 
 /// CLIP's symmetric loss `[1]` of unit-norm `[B, D]` pairs, and the share of rows whose best column is right;
 /// rows with equal texts are positives of each other.
-fn contrastive(graph: &Graph<Tape>, a: &Tensor, b: &Tensor, texts: &[String], scale: &Tensor) -> (Tensor, f32) {
+fn contrastive<B: Kernels>(
+    graph: &Graph<Tape<B>>,
+    a: &Tensor<B>,
+    b: &Tensor<B>,
+    texts: &[String],
+    scale: &Tensor<B>,
+) -> (Tensor<B>, f32) {
     let n = texts.len();
     let logits = graph.mul(&graph.matmul(a, &graph.permute(b, &[1, 0])), scale);
     let mut target = vec![0.0; n * n];

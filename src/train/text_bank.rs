@@ -2,18 +2,17 @@
 
 use std::collections::HashMap;
 
-use burn_flex::Flex;
-
 use crate::text::templates::TEMPLATES;
 use crate::text::tokenizer::{TextError, Tokenizer};
 use crate::train::autodiff::{Graph, TokenBatch};
+use crate::train::kernels::Kernels;
 use crate::train::model::{MergedConfig, clip};
 use crate::train::ops::Ops;
 use crate::train::weights::Weights;
 
 /// A frozen text tower with a cache.
-pub struct TextBank {
-    tower: Graph<Flex>,
+pub struct TextBank<B: Kernels> {
+    tower: Graph<B>,
     config: MergedConfig,
     tokenizer: Tokenizer,
     cache: HashMap<String, Vec<f32>>,
@@ -42,16 +41,22 @@ pub fn embed<O: Ops<Tokens = TokenBatch>>(ops: &O, config: &MergedConfig, tokens
     ops.unit_norm(&clip::encode_text(ops, text, width, config.quick_gelu, tokens))
 }
 
-impl TextBank {
-    /// A bank over the text tower among `weights`.
+impl<B: Kernels> TextBank<B> {
+    /// A bank over the text tower among `weights`, on `device`.
     #[must_use]
-    pub fn new(weights: &Weights, config: MergedConfig, tokenizer: Tokenizer) -> Self {
+    pub fn new(weights: &Weights, config: MergedConfig, tokenizer: Tokenizer, device: B::Device) -> Self {
         Self {
-            tower: Graph::new(weights, Default::default()),
+            tower: Graph::new(weights, device),
             config,
             tokenizer,
             cache: HashMap::new(),
         }
+    }
+
+    /// The device that it computes on.
+    #[must_use]
+    pub fn device(&self) -> &B::Device {
+        self.tower.device()
     }
 
     /// Unit-norm embedding `[D]` of a name.

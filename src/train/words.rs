@@ -5,7 +5,6 @@
 //! the names themselves keep theirs, so patches that were trained against them still find them. Only the text
 //! tower moves; it costs minutes, and the image side of the model stays what it was.
 
-use burn_flex::Flex;
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
 use rand_chacha::ChaCha8Rng;
@@ -15,6 +14,7 @@ use crate::train::autodiff::Graph;
 use crate::train::dataset::names::{canonical, spoken};
 use crate::train::dataset::{Split, split};
 use crate::train::feed::{Feed, in_template};
+use crate::train::kernels::Kernels;
 use crate::train::loss;
 use crate::train::model::inventory;
 use crate::train::ops::Ops;
@@ -36,19 +36,19 @@ const LONGEST: usize = 300;
 ///
 /// # Errors
 /// [`SessionError`] of the stage.
-pub fn words(
+pub fn words<B: Kernels>(
     recipe: &Recipe,
     feed: &Feed,
     tokenizer: &Tokenizer,
     adapted: Weights,
-    folder: &RunFolder,
+    folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
     let Some(stage) = &recipe.words else {
         return Ok(adapted);
     };
     let config = recipe.merged();
     let tower = inventory::text(&config.text, config.clip_head.text_dim);
-    let before = Graph::<Flex>::new(&adapted, Default::default());
+    let before = Graph::<B>::new(&adapted, folder.device.clone());
     let texts = Texts::new(feed);
     let mut session = folder.session(recipe, StageName::Words, || adapted)?;
     let first = session.processes().rank() * stage.accumulate;

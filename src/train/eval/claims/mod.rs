@@ -17,6 +17,8 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use burn_flex::FlexDevice;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::runtime::RuntimeOptions;
@@ -107,6 +109,7 @@ fn study(recipe: &Recipe, source: Source, options: &Options) -> Result<Results> 
         data: dataset.fingerprint(),
         teachers: String::new(),
         processes: Processes::alone(),
+        device: FlexDevice,
     };
     let data = figures::Data {
         dataset: Arc::clone(&dataset),

@@ -234,7 +234,7 @@ fn train(
     folder: &RunFolder,
 ) -> Result<Weights> {
     let feed = Feed::new(Some(Arc::clone(&made.dataset)), recipe);
-    let text = TextBank::new(&made.clip, recipe.merged(), made.tokenizer.clone());
+    let text = TextBank::new(&made.clip, recipe.merged(), made.tokenizer.clone(), folder.device);
     let mut teachers = Teachers::new(recipe, made.sam.clone(), &made.clip, text, made.tokenizer.clone());
     let mut student = match (stages, probed) {
         (Stages::DistillProbed, Some(probed)) => probed.clone(),
