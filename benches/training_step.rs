@@ -17,7 +17,6 @@ use samclip::train::model::{SamConfig, encoder, inventory};
 use samclip::train::ops::Ops as _;
 use samclip::train::optimizer::{AdamW, AdamWConfig};
 use samclip::train::session::{StepLoss, gradients};
-use samclip::train::weights::Weights;
 
 const BATCH: usize = 8;
 const SIDE: usize = 256;
@@ -38,28 +37,28 @@ fn config() -> SamConfig {
     }
 }
 
-/// One step on `device`; returns its milliseconds.
-fn step<B: Kernels>(
-    device: &B::Device,
-    config: &SamConfig,
-    weights: &mut Weights,
-    optimizer: &mut AdamW,
-    pixels: &[f32],
-) -> f64 {
-    let started = Instant::now();
+/// Steps on `device`, one per call; each returns its milliseconds.
+fn stepper<B: Kernels>(device: B::Device) -> impl FnMut() -> f64 {
+    let config = config();
+    let mut weights = initial::weights(&inventory::sam(&config), 1);
+    let pixels: Vec<f32> = (0..BATCH * 3 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut optimizer = AdamW::default();
     let encoder_only = |name: &str| f32::from(u8::from(name.starts_with("image_encoder.")));
-    let (_, _, gradients) = gradients::<B>(weights, device, encoder_only, |graph| {
-        let image = graph.input(pixels.to_vec(), &[BATCH, 3, SIDE, SIDE]);
-        let out = encoder::neck(graph, config, &encoder::tokens(graph, config, &image));
-        let values: usize = graph.shape(&out).iter().product();
-        let flat = graph.reshape(&graph.mul(&out, &out), &[values]);
-        StepLoss {
-            total: graph.scale(&graph.sum(&flat, 0), 1.0 / values as f32),
-            parts: Vec::new(),
-        }
-    });
-    optimizer.step(&AdamWConfig::default(), weights, &gradients, |_| 1e-4);
-    1e3 * started.elapsed().as_secs_f64()
+    move || {
+        let started = Instant::now();
+        let (_, _, gradients) = gradients::<B>(&weights, &device, encoder_only, |graph| {
+            let image = graph.input(pixels.clone(), &[BATCH, 3, SIDE, SIDE]);
+            let out = encoder::neck(graph, &config, &encoder::tokens(graph, &config, &image));
+            let values: usize = graph.shape(&out).iter().product();
+            let flat = graph.reshape(&graph.mul(&out, &out), &[values]);
+            StepLoss {
+                total: graph.scale(&graph.sum(&flat, 0), 1.0 / values as f32),
+                parts: Vec::new(),
+            }
+        });
+        optimizer.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 1e-4);
+        1e3 * started.elapsed().as_secs_f64()
+    }
 }
 
 /// PyTorch in a child: a line in, a step, its milliseconds out.
@@ -127,28 +126,17 @@ fn measure_gpu(ours: f64) {
         Ok(device) => device,
         Err(error) => return println!("GPU: not measured, {error}"),
     };
-    let (config, pixels) = (config(), pixels());
-    let mut weights = initial::weights(&inventory::sam(&config), 1);
-    let mut optimizer = AdamW::default();
-    let mut next = || step::<Gpu>(&device, &config, &mut weights, &mut optimizer, &pixels);
-    // The first steps try out kernels.
+    let mut next = stepper::<Gpu>(device);
+    // The first steps compile kernels.
     (0..3).for_each(|_| _ = next());
     let mut times: Vec<f64> = (0..ROUNDS).map(|_| next()).collect();
     let gpu = median(&mut times);
     println!("GPU      {gpu:8.1} ms per step, {:.2} of the time here", gpu / ours);
 }
 
-fn pixels() -> Vec<f32> {
-    (0..BATCH * 3 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect()
-}
-
 fn main() {
-    let config = config();
-    let mut weights = initial::weights(&inventory::sam(&config), 1);
-    let (pixels, device) = (pixels(), FlexDevice);
-    let mut optimizer = AdamW::default();
     let mut torch = Torch::start();
-    let mut next = || step::<Flex>(&device, &config, &mut weights, &mut optimizer, &pixels);
+    let mut next = stepper::<Flex>(FlexDevice);
     next();
     torch.as_mut().map(Torch::step);
     let (mut here, mut there) = (Vec::new(), Vec::new());

@@ -36,6 +36,11 @@ fn on_scenes<'a>(stage: &'a str, recipe: &'a Path, out: &'a Path) -> [&'a str; 5
     ]
 }
 
+/// One stage of a recipe on drawn scenes, computed by `device`.
+fn train_on(device: &str, stage: &str, recipe: &Path, out: &Path) -> Output {
+    train(&[&on_scenes(stage, recipe, out)[..], &["--device", device]].concat())
+}
+
 /// The shipped recipe, shrunk until it runs in seconds.
 fn tiny_recipe(folder: &Path) -> PathBuf {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
@@ -859,8 +864,7 @@ mod on_a_gpu {
         std::fs::write(&recipe, toml::to_string(&changed).unwrap()).unwrap();
         let (processor, gpu) = (folder.path().join("processor"), folder.path().join("gpu"));
         for (out, device) in [(&processor, "cpu"), (&gpu, "gpu:software")] {
-            let arguments = [&on_scenes("run", &recipe, out)[..], &["--device", device]].concat();
-            let output = train(&arguments);
+            let output = train_on(device, "run", &recipe, out);
             assert!(output.status.success(), "{device}: {}", text(&output.stderr));
             Manifest::read(&out.join("bundle")).unwrap();
         }
@@ -884,7 +888,7 @@ mod on_a_gpu {
         let recipe = tiny_recipe(folder.path());
         let weights = ["once", "again"].map(|name| {
             let out = folder.path().join(name);
-            let output = train(&[&on_scenes("teachers", &recipe, &out)[..], &["--device", "gpu:software"]].concat());
+            let output = train_on("gpu:software", "teachers", &recipe, &out);
             assert!(output.status.success(), "{}", text(&output.stderr));
             ["sam_teacher", "clip_teacher"].map(|teacher| {
                 let checkpoint = out.join(format!("{teacher}.safetensors"));
@@ -901,7 +905,7 @@ mod on_a_gpu {
     fn a_gpu_that_is_not_there_is_one_clear_error() {
         let folder = tempfile::tempdir().unwrap();
         let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
-        let output = train(&[&on_scenes("run", &recipe, &out)[..], &["--device", "gpu:99"]].concat());
+        let output = train_on("gpu:99", "run", &recipe, &out);
         let error = text(&output.stderr);
         assert!(
             !output.status.success()
@@ -917,7 +921,7 @@ mod on_a_gpu {
 fn a_gpu_needs_a_build_for_gpus() {
     let folder = tempfile::tempdir().unwrap();
     let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
-    let output = train(&[&on_scenes("run", &recipe, &out)[..], &["--device", "gpu"]].concat());
+    let output = train_on("gpu", "run", &recipe, &out);
     let error = text(&output.stderr);
     assert!(
         !output.status.success() && error.contains("--features train-vulkan"),

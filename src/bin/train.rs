@@ -16,7 +16,7 @@ use samclip::train::kernels::Kernels;
 use samclip::train::model::{ClipConfig, SamConfig, architecture as names};
 use samclip::train::onnx::Storage;
 use samclip::train::processes::Processes;
-use samclip::train::recipe::Recipe;
+use samclip::train::recipe::{Recipe, StageName};
 use samclip::train::run::{Run, RunOptions, untrained};
 use samclip::train::weights::{self, Weights};
 use samclip::train::{eval, import, quantize};
@@ -205,54 +205,28 @@ struct CostArguments {
     recipe: PathBuf,
 }
 
-/// A part of a run, with all parts before it.
-#[derive(Clone, Copy)]
-enum Part {
-    Teachers,
-    Probe,
-    Distill,
-    Adapt,
-    Words,
-    Finetune,
-    Sharpen,
-}
-
-impl Part {
-    /// The weights that it ends with.
-    fn of<B: Kernels>(self, run: &Run<B>) -> Result<Weights> {
-        match self {
-            Self::Teachers => run.teachers().map(|(_, student)| student),
-            Self::Probe => run.probe().map(|(_, weights)| weights),
-            Self::Distill => run.distill().map(|(_, weights)| weights),
-            Self::Adapt => run.adapt(),
-            Self::Words => run.words(),
-            Self::Finetune => run.finetune(),
-            Self::Sharpen => run.sharpen(),
-        }
-    }
-}
-
 impl StartArguments {
     /// A stage that may begin with somebody's weights, and that the recipe must have: `has` tells.
-    fn run(self, part: Part, section: &str, has: impl Fn(&Recipe) -> bool) -> Result<()> {
+    fn run(self, stage: StageName, has: impl Fn(&Recipe) -> bool) -> Result<()> {
         let recipe = Recipe::read(&self.run.recipe)?;
         ensure!(
             has(&recipe),
-            "{}: the recipe has no [{section}]",
-            self.run.recipe.display()
+            "{}: the recipe has no [{}]",
+            self.run.recipe.display(),
+            stage.section()
         );
-        self.run.run_from(self.start, part).map(|_| ())
+        self.run.run_from(self.start, stage).map(|_| ())
     }
 }
 
 impl RunArguments {
-    /// Recipe and weights of `part`, once all processes have done it; none in a process that is not the first.
-    fn run(self, part: Part) -> Result<Option<(Recipe, Weights)>> {
-        self.run_from(None, part)
+    /// Recipe and weights of `stage`, once all processes have done it; none in a process that is not the first.
+    fn run(self, stage: StageName) -> Result<Option<(Recipe, Weights)>> {
+        self.run_from(None, stage)
     }
 
     /// As [`Self::run`], from weights in place of the stages before.
-    fn run_from(self, start: Option<PathBuf>, part: Part) -> Result<Option<(Recipe, Weights)>> {
+    fn run_from(self, start: Option<PathBuf>, stage: StageName) -> Result<Option<(Recipe, Weights)>> {
         #[cfg(feature = "mpi")]
         let processes = match self.mpi {
             true => Processes::of_mpirun().context("MPI was started before")?,
@@ -271,14 +245,14 @@ impl RunArguments {
             start,
         };
         let done = match self.device {
-            Device::Cpu => done::<Flex>(options, FlexDevice, part)?,
+            Device::Cpu => done::<Flex>(options, FlexDevice, stage)?,
             #[cfg(feature = "train-vulkan")]
             Device::Gpu(index) => {
                 let index = index.unwrap_or_else(|| processes.rank_on_host());
-                done::<Gpu>(options, gpu::open(index)?, part)?
+                done::<Gpu>(options, gpu::open(index)?, stage)?
             }
             #[cfg(feature = "train-vulkan")]
-            Device::SoftwareGpu => done::<Gpu>(options, gpu::open_software()?, part)?,
+            Device::SoftwareGpu => done::<Gpu>(options, gpu::open_software()?, stage)?,
             #[cfg(not(feature = "train-vulkan"))]
             Device::Gpu(_) | Device::SoftwareGpu => anyhow::bail!(
                 "--device: found a GPU, expected cpu: this build has no GPU backend; build with \
@@ -291,10 +265,10 @@ impl RunArguments {
     }
 }
 
-/// Recipe and weights of a part of a run on `device`.
-fn done<B: Kernels>(options: RunOptions, device: B::Device, part: Part) -> Result<(Recipe, Weights)> {
+/// Recipe and weights of a stage of a run on `device`.
+fn done<B: Kernels>(options: RunOptions, device: B::Device, stage: StageName) -> Result<(Recipe, Weights)> {
     let run = Run::<B>::open(options, device)?;
-    let weights = part.of(&run)?;
+    let weights = run.through(stage)?;
     Ok((run.recipe, weights))
 }
 
@@ -312,16 +286,16 @@ fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Run(arguments) => {
             let out = arguments.out.join("bundle");
-            let done = arguments.run(Part::Sharpen)?;
+            let done = arguments.run(StageName::Sharpen)?;
             done.map_or(Ok(()), |(recipe, weights)| {
                 export(&recipe, &weights, &out, Storage::Half)
             })
         }
-        Command::Distill(arguments) => arguments.run(Part::Distill).map(|_| ()),
-        Command::Adapt(arguments) => arguments.run(Part::Adapt).map(|_| ()),
-        Command::Words(arguments) => arguments.run(Part::Words).map(|_| ()),
-        Command::Finetune(arguments) => arguments.run(Part::Finetune, "finetune", |recipe| recipe.finetune.is_some()),
-        Command::Sharpen(arguments) => arguments.run(Part::Sharpen, "sharpen", |recipe| recipe.sharpen.is_some()),
+        Command::Distill(arguments) => arguments.run(StageName::Distill).map(|_| ()),
+        Command::Adapt(arguments) => arguments.run(StageName::Adapt).map(|_| ()),
+        Command::Words(arguments) => arguments.run(StageName::Words).map(|_| ()),
+        Command::Finetune(arguments) => arguments.run(StageName::Finetune, |recipe| recipe.finetune.is_some()),
+        Command::Sharpen(arguments) => arguments.run(StageName::Sharpen, |recipe| recipe.sharpen.is_some()),
         Command::Export(arguments) => {
             let recipe = Recipe::read(&arguments.recipe)?;
             let weights = match (arguments.checkpoint, arguments.teachers) {
@@ -373,8 +347,8 @@ fn main() -> Result<()> {
         }
         Command::Import(arguments) => import(&arguments),
         Command::Synth(arguments) => synth(&arguments),
-        Command::Teachers(arguments) => arguments.run(Part::Teachers).map(|_| ()),
-        Command::Probe(arguments) => arguments.run(Part::Probe).map(|_| ()),
+        Command::Teachers(arguments) => arguments.run(StageName::TeachClip).map(|_| ()),
+        Command::Probe(arguments) => arguments.run(StageName::Probe).map(|_| ()),
     }
 }
 

@@ -49,21 +49,18 @@ pub struct Teachers<B: Kernels> {
     pub text: TextBank<B>,
     /// The text tower's tokenizer.
     pub tokenizer: Tokenizer,
-    device: B::Device,
 }
 
 impl<B: Kernels> Teachers<B> {
     /// Teachers of `recipe` from their weights, on the device of `text`.
     #[must_use]
     pub fn new(recipe: &Recipe, sam: Weights, clip: &Weights, text: TextBank<B>, tokenizer: Tokenizer) -> Self {
-        let device = text.device().clone();
         Self {
             sam,
             sam_config: recipe.sam.clone(),
-            clip: ClipTeacher::Tower(Graph::new(clip, device.clone())),
+            clip: ClipTeacher::Tower(Graph::new(clip, text.device().clone())),
             text,
             tokenizer,
-            device,
         }
     }
 
@@ -84,16 +81,15 @@ impl<B: Kernels> Teachers<B> {
                 Some(tower) => ClipTeacher::Tower(Graph::new(tower, device.clone())),
                 None => ClipTeacher::Before(Graph::new(before, device.clone())),
             },
-            text: TextBank::new(before, recipe.merged(), tokenizer.clone(), device.clone()),
+            text: TextBank::new(before, recipe.merged(), tokenizer.clone(), device),
             tokenizer,
-            device,
         }
     }
 
     /// The SAM teacher for pictures of the size of `config`.
     fn sam_at(&self, config: &SamConfig) -> Graph<B> {
         let resized = resize::positions(&self.sam, &self.sam_config, config);
-        Graph::new(&resized, self.device.clone())
+        Graph::new(&resized, self.text.device().clone())
     }
 }
 
@@ -308,7 +304,7 @@ pub(super) fn run<B: Kernels>(
     };
     let distinct = stage.repeat.unwrap_or(u64::MAX).min(stage.steps);
     if let Some(store) = steps.features.as_ref().filter(|_| session.step() < stage.steps) {
-        let backbone = Graph::new(&session.weights, teachers.device.clone());
+        let backbone = Graph::new(&session.weights, teachers.text.device().clone());
         let look = |micro: &MicroBatch| micro.look(recipe, &backbone, &teachers.clip);
         look_at_all(store, 0..distinct, first..first + per_process, &make, look)?;
     }
@@ -324,7 +320,7 @@ pub(super) fn run<B: Kernels>(
     };
     if let Some(watch) = &stage.watch {
         let masks = BoxMasks::new(feed, &recipe.sam, recipe.export.points, watch.photos);
-        let device = teachers.device.clone();
+        let device = teachers.text.device().clone();
         session.watch_with(Box::new(move |weights| masks.iou::<B>(weights, &device)));
     }
     session.run(stage, &recipe.optimizer, rate, batch, |graph, micro: MicroBatch| {

@@ -164,6 +164,22 @@ impl<B: Kernels> Run<B> {
         })
     }
 
+    /// The weights that `stage` ends with, after all stages before it; of the teachers, those of the student that both make.
+    ///
+    /// # Errors
+    /// Of the stages, or of weights that do not fit the recipe.
+    pub fn through(&self, stage: StageName) -> Result<Weights> {
+        match stage {
+            StageName::TeachSam | StageName::TeachClip => self.teachers().map(|(_, student)| student),
+            StageName::Probe => self.probe().map(|(_, probed)| probed),
+            StageName::Distill => self.distill().map(|(_, distilled)| distilled),
+            StageName::Adapt => self.adapt(),
+            StageName::Words => self.words(),
+            StageName::Finetune => self.finetune(),
+            StageName::Sharpen => self.sharpen(),
+        }
+    }
+
     /// Stage 1, after the teachers.
     ///
     /// # Errors

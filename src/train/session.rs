@@ -203,7 +203,7 @@ impl<B: Kernels> RunFolder<B> {
 }
 
 /// Loss of one step and its named parts, for the log.
-pub struct StepLoss<B: Kernels = Flex> {
+pub struct StepLoss<B: Kernels> {
     /// The scalar that is minimised.
     pub total: Tensor<B>,
     /// Parts by name.
