@@ -2,8 +2,11 @@
 //! `trees`), after everything else has learnt.
 //!
 //! A text with another word is to get the embedding that the same text with the name had before. Captions and texts with
-//! the names themselves keep theirs, so patches that were trained against them still find them. Only the text
+//! the names themselves keep theirs, so patches that were trained against them still find them; so do texts with the
+//! labels of photos without masks (`beagle`), or what the CLIP teacher knew of them is forgotten. Only the text
 //! tower moves; it costs minutes, and the image side of the model stays what it was.
+
+use std::collections::BTreeSet;
 
 use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
@@ -82,6 +85,8 @@ struct Texts {
     reworded: Vec<String>,
     /// All names.
     names: Vec<String>,
+    /// Labels of photos, but for other words for a name, which are to mean what the name means.
+    labels: Vec<String>,
     captions: Vec<String>,
 }
 
@@ -89,11 +94,15 @@ impl Texts {
     fn new(feed: &Feed) -> Self {
         let mut names = feed.names();
         names.extend(synth::names().iter().filter_map(canonical).map(str::to_owned));
-        let reworded = names.iter().filter(|name| spoken(name).count() > 1).cloned().collect();
+        let reworded: Vec<String> = names.iter().filter(|name| spoken(name).count() > 1).cloned().collect();
         let learnt = feed.dataset().into_iter().flat_map(|dataset| dataset.samples());
-        let learnt = learnt.filter(|sample| split(&sample.key) == Split::Train);
-        let captions = learnt.flat_map(|sample| &sample.info.captions);
+        let learnt: Vec<_> = learnt.filter(|sample| split(&sample.key) == Split::Train).collect();
+        let other_words: Vec<&str> = reworded.iter().flat_map(|name| spoken(name).skip(1)).collect();
+        let labels = learnt.iter().flat_map(|sample| &sample.info.labels);
+        let labels: BTreeSet<&String> = labels.filter(|label| !other_words.contains(&label.as_str())).collect();
+        let captions = learnt.iter().flat_map(|sample| &sample.info.captions);
         Self {
+            labels: labels.into_iter().cloned().collect(),
             reworded,
             names,
             captions: captions.map(|text| text.chars().take(LONGEST).collect()).collect(),
@@ -101,7 +110,7 @@ impl Texts {
     }
 
     /// A text, and the text whose embedding it is to get: half of them with another word for a name, the rest captions,
-    /// names, and nouns that name nothing in the photos.
+    /// names, labels, and nouns that name nothing in the photos.
     fn draw(&self, rng: &mut ChaCha8Rng) -> (String, String) {
         if let (true, Some(name)) = (rng.random_bool(0.5), self.reworded.choose(rng)) {
             let others: Vec<&str> = spoken(name).skip(1).collect();
@@ -112,7 +121,11 @@ impl Texts {
         let text = match self.captions.choose(rng) {
             Some(caption) if rng.random_bool(0.2) => caption.clone(),
             _ if rng.random_bool(0.2) => in_template(STRANGERS.choose(rng).expect("there are such nouns"), rng),
-            _ => in_template(self.names.choose(rng).expect("drawn scenes have names"), rng),
+            _ => {
+                let label = self.labels.choose(rng).filter(|_| rng.random_bool(0.5));
+                let noun = label.or_else(|| self.names.choose(rng));
+                in_template(noun.expect("drawn scenes have names"), rng)
+            }
         };
         (text.clone(), text)
     }
@@ -121,10 +134,13 @@ impl Texts {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use rand::SeedableRng as _;
 
     use super::*;
+    use crate::train::dataset::Dataset;
+    use crate::train::dataset::tests::{folder, jpeg};
 
     #[test]
     fn half_of_the_texts_say_a_name_in_another_word_and_the_rest_stay() {
@@ -144,5 +160,32 @@ mod tests {
                 .expect("another word for car");
             assert_eq!(&said.replace(word, "car"), meant);
         }
+    }
+
+    #[test]
+    fn labels_of_training_photos_stay_what_they_are_but_for_other_words_of_a_name() {
+        let recipe = Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml")).unwrap();
+        let key = |part| (0..).map(|i| format!("p{i}")).find(|key| split(key) == part).unwrap();
+        let (learnt, held_out) = (key(Split::Train), key(Split::Validation));
+        let (_dir, pattern) = folder(&[
+            (&format!("{learnt}.jpg"), jpeg(8, 8)),
+            (
+                &format!("{learnt}.json"),
+                br#"{"source":"x","labels":["siamese","kitten"]}"#.to_vec(),
+            ),
+            (&format!("{held_out}.jpg"), jpeg(8, 8)),
+            (
+                &format!("{held_out}.json"),
+                br#"{"source":"x","labels":["pug"]}"#.to_vec(),
+            ),
+        ]);
+        let dataset = Dataset::open(&[pattern]).unwrap();
+        let texts = Texts::new(&Feed::new(Some(Arc::new(dataset)), &recipe));
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let drawn: Vec<(String, String)> = (0..400).map(|_| texts.draw(&mut rng)).collect();
+        let with = |word: &str| drawn.iter().filter(|(said, _)| said.contains(word)).collect::<Vec<_>>();
+        assert!(with("siamese").len() > 10 && with("siamese").iter().all(|(said, meant)| said == meant));
+        assert!(!with("kitten").is_empty() && with("kitten").iter().all(|(_, meant)| meant.contains("cat")));
+        assert!(with("pug").is_empty(), "the validation split is not learnt from");
     }
 }
