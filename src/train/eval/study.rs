@@ -11,7 +11,7 @@ use super::presence::presence;
 use super::probing::{Source, probe};
 use super::report::{Entry, Report, Section};
 use super::segmenter::Segmenter;
-use super::zero_shot::{Accuracy, Retrieval, accuracy_entries, classify, retrieve};
+use super::zero_shot::{Accuracy, Difference, Retrieval, accuracy_entries, classify, retrieve};
 use super::{chosen, semantic, speed};
 use crate::runtime::RuntimeOptions;
 use crate::train::dataset::{Dataset, Split};
@@ -215,9 +215,16 @@ fn forgotten(students: usize, accuracies: &[(String, Vec<Accuracy>)], masks: &[(
                 1,
             ),
         ];
-        for (own, teacher) in accuracies.iter().zip(clip) {
-            let name = format!("{}: top-1 against the CLIP teacher", own.collection);
-            entries.push(Entry::new(name, points(own.top1.value(), teacher.top1.value()), 1));
+        let collections = accuracies.iter().zip(clip);
+        let each = collections.map(|(own, teacher)| (own.collection.as_str(), &own.right[..], &teacher.right[..]));
+        let together = |models: &[Accuracy]| models.iter().flat_map(|a| a.right.iter().copied()).collect::<Vec<_>>();
+        let (own, teacher) = (together(accuracies), together(clip));
+        for (collection, own, teacher) in each.chain([("all photos with labels", &own[..], &teacher[..])]) {
+            if let Some(found) = Difference::paired(own, teacher) {
+                let head = format!("{collection}: top-1 against the CLIP teacher");
+                entries.push(Entry::new(&head, 100.0 * found.mean, 1));
+                entries.push(Entry::new(format!("{head}, standard error"), 100.0 * found.error, 1));
+            }
         }
         columns.push((name.clone(), entries));
     }
@@ -230,7 +237,8 @@ const RETRIEVAL: &str = "The image embedding against every caption as it is. R@K
 const INSTANCE: &str = "Regions: segments, or connected parts of a class where a photo has none; at least 0.2 % of the \
     photo, the 20 largest. Box: tight, single-mask output. Point: deepest inside, the mask of the highest predicted IoU \
     of three. No AP: prompts come from labels, so no detections are ranked.";
-const FORGETTING: &str = "Student minus teacher in points; negative is forgotten. Each model at its own input size.";
+const FORGETTING: &str = "Student minus teacher in points; negative is forgotten. Each model at its own input size. \
+    Standard error: of the difference on the same photos; two of them are what chance may do.";
 const SEMANTIC: &str = "All names of the table and the bundle's background prompts compete (80 templates averaged), at \
     the photo's own size. Background rule: a pixel has no name where the background prompts together have a higher \
     probability than the best name. A prediction on background, or on a label outside the table, is wrong unless the \
@@ -249,3 +257,36 @@ const PRESENCE: &str = "Labelled photos. Absent: ten names of the table that the
     Together: a list is asked at once; alone: each query against background prompts only. Per ten queries, and in \
     percent.";
 const COST: &str = "The first photo; graphs as they are shipped.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::eval::presence::Share;
+
+    #[test]
+    fn what_is_forgotten_is_told_per_collection_and_of_all_photos_together() {
+        let accuracy = |collection: &str, right: &[bool]| Accuracy {
+            collection: collection.into(),
+            names: 5,
+            right: right.to_vec(),
+            top5: Share::default(),
+        };
+        let model = |name: &str, a: &[bool], b: &[bool]| (name.to_owned(), vec![accuracy("a", a), accuracy("b", b)]);
+        let student = model("student", &[true, false], &[false, false]);
+        let teacher = model("teacher", &[true, true], &[false, false]);
+        let masks = ["student", "teacher"].map(|name| (name.to_owned(), Instances::default()));
+        let section = forgotten(1, &[student, teacher], &masks);
+        let value = |name: &str| {
+            section
+                .rows
+                .iter()
+                .find(|row| row.name.starts_with(name))
+                .unwrap()
+                .values[0]
+                .unwrap()
+        };
+        assert!((value("a: top-1") + 50.0).abs() < 1e-9 && value("b: top-1").abs() < 1e-9);
+        assert!((value("all photos with labels: top-1") + 25.0).abs() < 1e-9);
+        assert!((value("all photos with labels: top-1 against the CLIP teacher, standard error") - 25.0).abs() < 1e-9);
+    }
+}

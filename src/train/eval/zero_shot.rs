@@ -20,10 +20,49 @@ pub struct Accuracy {
     pub collection: String,
     /// Names that compete.
     pub names: usize,
-    /// The photo's name is the most similar one.
-    pub top1: Share,
+    /// Whether each photo's name is the most similar one, in the order of the data set.
+    pub right: Vec<bool>,
     /// It is among the five most similar ones.
     pub top5: Share,
+}
+
+impl Accuracy {
+    /// The photo's name is the most similar one.
+    #[must_use]
+    pub fn top1(&self) -> Share {
+        Share {
+            count: self.right.iter().filter(|&&right| right).count(),
+            of: self.right.len(),
+        }
+    }
+}
+
+/// How much more often one model is right than another on the same photos.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Difference {
+    /// Difference of the shares, -1 to 1.
+    pub mean: f64,
+    /// Its standard error: photos on which both are right or both are wrong add nothing to it.
+    pub error: f64,
+}
+
+impl Difference {
+    /// Of the answers of two models to the same photos, in the same order; nothing for fewer than two photos.
+    #[must_use]
+    pub fn paired(own: &[bool], other: &[bool]) -> Option<Self> {
+        let photos = own.len() as f64;
+        if own.len() < 2 || own.len() != other.len() {
+            return None;
+        }
+        let won = own.iter().zip(other).filter(|(own, other)| own > other).count() as f64;
+        let lost = own.iter().zip(other).filter(|(own, other)| own < other).count() as f64;
+        let mean = (won - lost) / photos;
+        let variance = ((won + lost) / photos - mean * mean) / (photos - 1.0);
+        Some(Self {
+            mean,
+            error: variance.sqrt(),
+        })
+    }
 }
 
 /// The name that a photo is to be given; none for photos without labels and with lists of tags.
@@ -80,10 +119,10 @@ pub fn classify(
         let accuracy = found.entry(source).or_insert_with(|| Accuracy {
             collection: source.to_owned(),
             names: names.len(),
-            top1: Share::default(),
+            right: Vec::new(),
             top5: Share::default(),
         });
-        accuracy.top1.add(better == 0);
+        accuracy.right.push(better == 0);
         accuracy.top5.add(better < 5);
     }
     Ok(found.into_values().collect())
@@ -93,9 +132,10 @@ pub fn classify(
 #[must_use]
 pub fn accuracy_entries(found: &[Accuracy]) -> Vec<Entry> {
     let rows = found.iter().flat_map(|a| {
-        let head = format!("{}, {} photos, {} names", a.collection, a.top1.of, a.names);
+        let top1 = a.top1();
+        let head = format!("{}, {} photos, {} names", a.collection, top1.of, a.names);
         [
-            Entry::percent(format!("{head}: top-1 %"), a.top1.value()),
+            Entry::percent(format!("{head}: top-1 %"), top1.value()),
             Entry::percent(format!("{head}: top-5 %"), a.top5.value()),
         ]
     });
@@ -211,6 +251,19 @@ mod tests {
         assert_eq!(found.to_text[0], Share { count: 1, of: 3 });
         assert_eq!(found.to_text[1], Share { count: 3, of: 3 });
         assert_eq!(found.entries()[0].name, "3 photos, 4 captions: text to image R@1 %");
+    }
+
+    #[test]
+    fn a_difference_is_as_uncertain_as_the_photos_on_which_two_models_disagree() {
+        let photos = |right: &str| right.chars().map(|c| c == '1').collect::<Vec<bool>>();
+        let found = Difference::paired(&photos("11000000"), &photos("10110000")).unwrap();
+        assert!((found.mean + 0.125).abs() < 1e-12, "{found:?}");
+        // differences 0 1 -1 -1 0 0 0 0: squares add up to 3, the mean is -1/8
+        let expected = ((3.0 - 8.0 / 64.0) / (8.0 * 7.0_f64)).sqrt();
+        assert!((found.error - expected).abs() < 1e-12, "{found:?}");
+        let same = Difference::paired(&photos("1100"), &photos("1100")).unwrap();
+        assert_eq!((same.mean, same.error), (0.0, 0.0));
+        assert_eq!(Difference::paired(&[true], &[false]), None);
     }
 
     #[test]

@@ -158,8 +158,8 @@ pub(super) fn understanding(model: &mut Segmenter, data: &Data) -> Result<f64, E
     let usable = classified.iter().filter(|a| (2..=100).contains(&a.names));
     let mut hits = Share::default();
     for accuracy in usable {
-        hits.count += accuracy.top1.count;
-        hits.of += accuracy.top1.of;
+        hits.count += accuracy.top1().count;
+        hits.of += accuracy.top1().of;
     }
     if hits.of == 0 {
         hits = retrieve(&mut model, &data.dataset, part, data.limit)?.to_image[1];
