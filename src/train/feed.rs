@@ -674,7 +674,7 @@ impl NameTargets {
 mod tests {
     use super::*;
     use crate::train::dataset::augment::{Colours, Region};
-    use crate::train::dataset::tests::{folder, jpeg};
+    use crate::train::dataset::tests::{folder, jpeg, key_of};
     use crate::train::dataset::{ClassMask, Photo, SampleInfo};
 
     /// Two cells: a window on the left, its building on the right; the collection annotates `annotated`.
@@ -751,8 +751,7 @@ mod tests {
 
     #[test]
     fn a_photo_of_one_thing_names_its_middle_and_asks_for_no_mask() {
-        let key = (0..).map(|n| format!("p{n}")).find(|key| split(key) == Split::Train);
-        let key = key.unwrap();
+        let key = key_of(Split::Train);
         let info = br#"{"source":"pets","labels":["cat","siamese"]}"#.to_vec();
         let (photo, words) = (format!("{key}.jpg"), format!("{key}.json"));
         let (_folder, pattern) = folder(&[(&photo, jpeg(60, 60)), (&words, info)]);

@@ -155,12 +155,11 @@ mod tests {
 
     use super::*;
     use crate::train::dataset::Dataset;
-    use crate::train::dataset::tests::{folder, grey_png, jpeg};
+    use crate::train::dataset::tests::{folder, grey_png, jpeg, key_of};
 
     #[test]
     fn the_background_weighs_by_its_pixels_as_every_name_does() {
-        let key = |wanted: Split| (0..).map(|n| format!("p{n}")).find(|key| split(key) == wanted).unwrap();
-        let (seen, unseen) = (key(Split::Train), key(Split::Validation));
+        let (seen, unseen) = (key_of(Split::Train), key_of(Split::Validation));
         let photo = |key: &str, class: u8, side: u32| {
             [
                 (format!("{key}.jpg"), jpeg(side, side)),

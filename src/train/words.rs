@@ -3,7 +3,7 @@
 //!
 //! A text with another word is to get the embedding that the same text with the name had before. Captions and texts with
 //! the names themselves keep theirs, so patches that were trained against them still find them; so do texts with the
-//! labels of photos without masks (`beagle`), or what the CLIP teacher knew of them is forgotten. Only the text
+//! labels of photos (`beagle`), or what the CLIP teacher knew of them is forgotten. Only the text
 //! tower moves; it costs minutes, and the image side of the model stays what it was.
 
 use std::collections::BTreeSet;
@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
     use crate::train::dataset::Dataset;
-    use crate::train::dataset::tests::{folder, jpeg};
+    use crate::train::dataset::tests::{folder, jpeg, key_of};
 
     #[test]
     fn half_of_the_texts_say_a_name_in_another_word_and_the_rest_stay() {
@@ -165,8 +165,7 @@ mod tests {
     #[test]
     fn labels_of_training_photos_stay_what_they_are_but_for_other_words_of_a_name() {
         let recipe = Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml")).unwrap();
-        let key = |part| (0..).map(|i| format!("p{i}")).find(|key| split(key) == part).unwrap();
-        let (learnt, held_out) = (key(Split::Train), key(Split::Validation));
+        let (learnt, held_out) = (key_of(Split::Train), key_of(Split::Validation));
         let (_dir, pattern) = folder(&[
             (&format!("{learnt}.jpg"), jpeg(8, 8)),
             (

@@ -358,6 +358,12 @@ pub(in crate::train) mod tests {
         (dir, pattern)
     }
 
+    /// A key that [`split`] puts into `part`.
+    pub(in crate::train) fn key_of(part: Split) -> String {
+        let mut keys = (0..).map(|n| format!("p{n}"));
+        keys.find(|key| split(key) == part).expect("both parts have keys")
+    }
+
     #[test]
     fn open_reads_photos_masks_and_words() {
         let info =

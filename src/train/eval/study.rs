@@ -200,6 +200,8 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
 /// Differences of each student to the teachers, in points.
 fn forgotten(students: usize, accuracies: &[(String, Vec<Accuracy>)], masks: &[(String, Instances)]) -> Section {
     let (sam, clip) = (&masks[students].1, &accuracies[students].1);
+    let together = |models: &[Accuracy]| models.iter().flat_map(|a| a.right.iter().copied()).collect::<Vec<_>>();
+    let teacher = together(clip);
     let mut columns = Vec::new();
     for ((name, masks), (_, accuracies)) in masks.iter().zip(accuracies).take(students) {
         let points = |own: f64, teacher: f64| 100.0 * (own - teacher);
@@ -215,10 +217,9 @@ fn forgotten(students: usize, accuracies: &[(String, Vec<Accuracy>)], masks: &[(
                 1,
             ),
         ];
-        let collections = accuracies.iter().zip(clip);
-        let each = collections.map(|(own, teacher)| (own.collection.as_str(), &own.right[..], &teacher.right[..]));
-        let together = |models: &[Accuracy]| models.iter().flat_map(|a| a.right.iter().copied()).collect::<Vec<_>>();
-        let (own, teacher) = (together(accuracies), together(clip));
+        let each = accuracies.iter().zip(clip);
+        let each = each.map(|(own, teacher)| (own.collection.as_str(), &own.right[..], &teacher.right[..]));
+        let own = together(accuracies);
         for (collection, own, teacher) in each.chain([("all photos with labels", &own[..], &teacher[..])]) {
             if let Some(found) = Difference::paired(own, teacher) {
                 let head = format!("{collection}: top-1 against the CLIP teacher");

@@ -17,7 +17,7 @@ use super::super::presence::Share;
 use super::super::segmenter::Segmenter;
 use super::super::semantic::{classes_of, semantic_by};
 use super::super::wording::competitors;
-use super::super::zero_shot::{classify, label, retrieve};
+use super::super::zero_shot::{Accuracy, classify, label, retrieve};
 use super::super::{EvalError, ImageText};
 use crate::runtime::RuntimeOptions;
 use crate::train::dataset::{Dataset, Sample, Split};
@@ -157,9 +157,9 @@ pub(super) fn understanding(model: &mut Segmenter, data: &Data) -> Result<f64, E
     let classified = classify(&mut model, &data.dataset, part, usize::MAX)?;
     let usable = classified.iter().filter(|a| (2..=100).contains(&a.names));
     let mut hits = Share::default();
-    for accuracy in usable {
-        hits.count += accuracy.top1().count;
-        hits.of += accuracy.top1().of;
+    for top1 in usable.map(Accuracy::top1) {
+        hits.count += top1.count;
+        hits.of += top1.of;
     }
     if hits.of == 0 {
         hits = retrieve(&mut model, &data.dataset, part, data.limit)?.to_image[1];
