@@ -22,8 +22,8 @@
 //! | L3 | `train` (feature `train`) | `vision`, `contract`, `text`; `runtime` in `eval` and `quantize` only |
 //!
 //! Invariants: L2 folders never import each other. No stage reads a later stage's type. `vision`
-//! and `track` never see a file, socket or clock. Only `capture` and `runtime` may contain `unsafe`. Every queue
-//! is bounded and says what it drops. Coordinates cross between frame and model space only through
+//! and `track` never see a file, socket or clock. Only `capture`, `runtime` and two files of `train::kernels` may contain
+//! `unsafe`. Every queue is bounded and says what it drops. Coordinates cross between frame and model space only through
 //! [`vision::geometry::Letterbox`]. `tests/layering.rs` checks the table.
 
 pub mod capture;

@@ -150,10 +150,7 @@ impl<B: Kernels> Ops for Graph<B> {
         let inner = dims[dims.len() - 1];
         let rows = dims.iter().product::<usize>() / inner;
         let flat = B::float_reshape(x.clone(), shape(&[rows, inner]));
-        let mut y = B::float_matmul(flat, B::float_swap_dims(weight.clone(), 0, 1));
-        if let Some(bias) = bias {
-            y = B::float_add(y, B::float_reshape(bias.clone(), shape(&[1, out])));
-        }
+        let y = B::affine(flat, weight.clone(), bias.cloned());
         *dims.last_mut().expect("x has an axis") = out;
         B::float_reshape(y, shape(&dims))
     }
@@ -169,33 +166,42 @@ impl<B: Kernels> Ops for Graph<B> {
             &format!("{name}.weight"),
             &[conv.out, channels, conv.kernel, conv.kernel],
         );
-        let weight = B::float_reshape(weight, shape(&[conv.out, channels * conv.kernel * conv.kernel]));
         let bias = conv.bias.then(|| self.weight(&format!("{name}.bias"), &[conv.out]));
-        let rows = if conv.kernel == 1 && conv.stride == 1 && conv.padding == 0 {
-            B::float_permute(x.clone(), &[0, 2, 3, 1])
-        } else {
-            let Conv {
-                kernel,
-                stride,
-                padding,
-                ..
-            } = conv;
-            B::im2col(
-                x.clone(),
-                ConvGeometry {
-                    batch,
-                    channels,
-                    height,
-                    width,
-                    kernel,
-                    stride,
-                    padding,
-                },
-            )
+        if conv.kernel == 1 && conv.stride == 1 && conv.padding == 0 {
+            let pixels = B::float_permute(x.clone(), &[0, 2, 3, 1]);
+            let weight = B::float_reshape(weight, shape(&[conv.out, channels]));
+            return B::float_permute(self.linear_with(&pixels, &weight, bias.as_ref()), &[0, 3, 1, 2]);
+        }
+        let Conv {
+            kernel,
+            stride,
+            padding,
+            ..
+        } = conv;
+        let geometry = ConvGeometry {
+            batch,
+            channels,
+            height,
+            width,
+            kernel,
+            stride,
+            padding,
         };
-        let y = self.linear_with(&rows, &weight, bias.as_ref());
-        let y = B::float_reshape(y, shape(&[batch, conv.side(height), conv.side(width), conv.out]));
-        B::float_permute(y, &[0, 3, 1, 2])
+        B::convolution(x.clone(), weight, bias, geometry)
+    }
+
+    fn self_attention(&self, qkv: &Self::Tensor, heads: usize, mask: Option<&Self::Tensor>) -> Self::Tensor {
+        let mut dims = sizes(qkv);
+        let (batch, three) = (dims[0], dims[dims.len() - 1]);
+        let tokens = dims.iter().product::<usize>() / (batch * three);
+        let packed = B::float_reshape(qkv.clone(), shape(&[batch, tokens, three]));
+        let out = B::self_attention(packed, mask.cloned(), heads);
+        *dims.last_mut().expect("tokens have an axis") = three / 3;
+        B::float_reshape(out, shape(&dims))
+    }
+
+    fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, heads: usize) -> Self::Tensor {
+        B::cross_attention([q, k, v].map(Clone::clone), heads)
     }
 
     fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor {
@@ -276,7 +282,7 @@ impl<B: Kernels> Ops for Graph<B> {
         let width = *sizes(x).last().expect("x has an axis");
         let weight = self.weight(&format!("{name}.weight"), &[width]);
         let bias = self.weight(&format!("{name}.bias"), &[width]);
-        self.add(&self.mul(&B::standardise(x.clone(), epsilon), &weight), &bias)
+        B::layer_norm_last(x.clone(), weight, bias, epsilon)
     }
 
     fn gelu(&self, x: &Self::Tensor) -> Self::Tensor {

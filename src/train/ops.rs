@@ -38,6 +38,37 @@ pub trait Ops {
     /// 2-D convolution, NCHW, `{name}.weight [O, I, k, k]` and, if `bias`, `{name}.bias [O]`.
     fn conv2d(&self, x: &Self::Tensor, name: &str, conv: Conv) -> Self::Tensor;
 
+    /// Multi-head attention of the tokens of an item to each other: `qkv [B, .., 3 C]`, three projections one after another,
+    /// each with its heads one after another, to `[B, .., C]`. `mask [N, N]` is added to the scores.
+    fn self_attention(&self, qkv: &Self::Tensor, heads: usize, mask: Option<&Self::Tensor>) -> Self::Tensor {
+        let [q, k, v] = split_heads(self, qkv, heads);
+        let [tasks, n, d] = <[usize; 3]>::try_from(self.shape(&q)).expect("heads are apart");
+        let scaled = self.scale(&q, 1.0 / (d as f32).sqrt());
+        let mut scores = self.matmul(&scaled, &self.permute(&k, &[0, 2, 1])); // [B·heads, N, N]
+        if let Some(mask) = mask {
+            scores = self.add(&scores, mask);
+        }
+        let out = self.matmul(&self.softmax(&scores), &v); // [B·heads, N, d]
+        let out = self.permute(&self.reshape(&out, &[tasks / heads, heads, n, d]), &[0, 2, 1, 3]);
+        let mut shape = self.shape(qkv);
+        *shape.last_mut().expect("tokens have an axis") = heads * d;
+        self.reshape(&out, &shape)
+    }
+    /// Multi-head attention of queries `[B, N, C]` to keys and values `[B, M, C]`: `[B, N, C]`.
+    fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, heads: usize) -> Self::Tensor {
+        let [b, n, c] = <[usize; 3]>::try_from(self.shape(q)).expect("queries are [B, N, C]");
+        let d = c / heads;
+        let split = |x: &Self::Tensor| {
+            let [b, n] = [self.shape(x)[0], self.shape(x)[1]];
+            self.permute(&self.reshape(x, &[b, n, heads, d]), &[0, 2, 1, 3]) // [B, heads, N, d]
+        };
+        let (q, k, v) = (split(q), split(k), split(v));
+        let scaled = self.scale(&q, 1.0 / (d as f32).sqrt());
+        let scores = self.matmul(&scaled, &self.permute(&k, &[0, 1, 3, 2]));
+        let out = self.matmul(&self.softmax(&scores), &v);
+        self.reshape(&self.permute(&out, &[0, 2, 1, 3]), &[b, n, c])
+    }
+
     /// `a + b`.
     fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
     /// `a - b`.
@@ -158,4 +189,13 @@ impl Conv {
     pub fn side(&self, input: usize) -> usize {
         (input + 2 * self.padding - self.kernel) / self.stride + 1
     }
+}
+
+/// Queries, keys and values `[B·heads, N, d]` of `qkv [B, .., 3 C]`.
+pub fn split_heads<O: Ops + ?Sized>(ops: &O, qkv: &O::Tensor, heads: usize) -> [O::Tensor; 3] {
+    let shape = ops.shape(qkv);
+    let (b, c) = (shape[0], shape[shape.len() - 1] / 3);
+    let (n, d) = (shape[1..shape.len() - 1].iter().product(), c / heads);
+    let qkv = ops.permute(&ops.reshape(qkv, &[b, n, 3, heads, d]), &[2, 0, 3, 1, 4]); // [3, B, heads, N, d]
+    [0, 1, 2].map(|i| ops.reshape(&ops.slice(&qkv, 0, i, i + 1), &[b * heads, n, d]))
 }

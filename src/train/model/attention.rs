@@ -4,7 +4,7 @@
 //! `get_rel_pos`, `add_decomposed_rel_pos`). MatMul in place of einsum: half the time in tract.
 
 use super::position::linear_matrix;
-use crate::train::ops::Ops;
+use crate::train::ops::{Ops, split_heads};
 
 /// One block of the encoder or of the CLIP head.
 #[derive(Clone, Copy, Debug)]
@@ -52,22 +52,18 @@ impl Block {
         let [b, h, w, c] = four(&ops.shape(x));
         let (n, heads, d) = (h * w, self.heads, self.dim / self.heads);
         let qkv = ops.linear(x, &format!("{prefix}.attn.qkv"), 3 * c, true);
-        let qkv = ops.permute(&ops.reshape(&qkv, &[b, n, 3, heads, d]), &[2, 0, 3, 1, 4]); // [3, B, heads, N, d]
-        let part = |i| ops.reshape(&ops.slice(&qkv, 0, i, i + 1), &[b * heads, n, d]);
-        let (q, k, v) = (part(0), part(1), part(2));
-        let scaled = ops.scale(&q, 1.0 / (d as f32).sqrt());
-        let mut scores = ops.matmul(&scaled, &ops.permute(&k, &[0, 2, 1])); // [B·heads, N, N]
-        if self.rel_pos > 0 {
-            scores = self.add_relative_positions(ops, prefix, &scores, &q, h, w);
-        }
-        let out = ops.matmul(&ops.softmax(&scores), &v); // [B·heads, N, d]
-        let out = ops.permute(&ops.reshape(&out, &[b, heads, n, d]), &[0, 2, 1, 3]);
-        ops.linear(
-            &ops.reshape(&out, &[b, h, w, c]),
-            &format!("{prefix}.attn.proj"),
-            c,
-            true,
-        )
+        let out = if self.rel_pos == 0 {
+            ops.self_attention(&qkv, heads, None)
+        } else {
+            let [q, k, v] = split_heads(ops, &qkv, heads);
+            let scaled = ops.scale(&q, 1.0 / (d as f32).sqrt());
+            let scores = ops.matmul(&scaled, &ops.permute(&k, &[0, 2, 1])); // [B·heads, N, N]
+            let scores = self.add_relative_positions(ops, prefix, &scores, &q, h, w);
+            let out = ops.matmul(&ops.softmax(&scores), &v); // [B·heads, N, d]
+            let out = ops.permute(&ops.reshape(&out, &[b, heads, n, d]), &[0, 2, 1, 3]);
+            ops.reshape(&out, &[b, h, w, c])
+        };
+        ops.linear(&out, &format!("{prefix}.attn.proj"), c, true)
     }
 
     /// Adds `q·R_h` and `q·R_w` to the scores (`add_decomposed_rel_pos`).

@@ -74,7 +74,7 @@ pub fn encode_text<O: Ops>(
     };
     let mut x = ops.add(&x, &ops.reshape(&positions, &[1, l, width]));
     let causal = (0..l * l).map(|i| if i % l > i / l { -1e9 } else { 0.0 }).collect();
-    let causal = ops.constant(causal, &[1, 1, l, l]);
+    let causal = ops.constant(causal, &[l, l]);
     for layer in 0..text.layers {
         let name = format!("transformer.resblocks.{layer}");
         x = block(ops, &name, &x, text.heads, 4 * width, Some(&causal), quick_gelu);
@@ -94,21 +94,12 @@ fn block<O: Ops>(
     mask: Option<&O::Tensor>,
     quick_gelu: bool,
 ) -> O::Tensor {
-    let [b, n, width] = <[usize; 3]>::try_from(ops.shape(x)).expect("tokens are [B, N, W]");
-    let d = width / heads;
+    let [_, _, width] = <[usize; 3]>::try_from(ops.shape(x)).expect("tokens are [B, N, W]");
     let normed = ops.layer_norm(x, &format!("{name}.ln_1"), 1e-5);
     let weight = ops.weight(&format!("{name}.attn.in_proj_weight"), &[3 * width, width]);
     let bias = ops.weight(&format!("{name}.attn.in_proj_bias"), &[3 * width]);
     let qkv = ops.linear_with(&normed, &weight, Some(&bias));
-    let qkv = ops.permute(&ops.reshape(&qkv, &[b, n, 3, heads, d]), &[2, 0, 3, 1, 4]); // [3, B, heads, N, d]
-    let part = |i| ops.reshape(&ops.slice(&qkv, 0, i, i + 1), &[b, heads, n, d]);
-    let q = ops.scale(&part(0), 1.0 / (d as f32).sqrt());
-    let mut scores = ops.matmul(&q, &ops.permute(&part(1), &[0, 1, 3, 2]));
-    if let Some(mask) = mask {
-        scores = ops.add(&scores, mask);
-    }
-    let out = ops.matmul(&ops.softmax(&scores), &part(2));
-    let out = ops.reshape(&ops.permute(&out, &[0, 2, 1, 3]), &[b, n, width]);
+    let out = ops.self_attention(&qkv, heads, mask);
     let x = ops.add(x, &ops.linear(&out, &format!("{name}.attn.out_proj"), width, true));
     let hidden = ops.layer_norm(&x, &format!("{name}.ln_2"), 1e-5);
     let hidden = ops.linear(&hidden, &format!("{name}.mlp.c_fc"), mlp, true);

@@ -127,16 +127,8 @@ fn two_way_transformer<O: Ops>(
 
 /// `Attention` of `modeling/transformer.py`: projections to `inner`, heads, projection back.
 fn attention<O: Ops>(ops: &O, name: &str, heads: usize, inner: usize, [q, k, v]: [&O::Tensor; 3]) -> O::Tensor {
-    let d = inner / heads;
-    let split = |x: &O::Tensor, part: &str| {
-        let [b, n] = [ops.shape(x)[0], ops.shape(x)[1]];
-        let x = ops.linear(x, &format!("{name}.{part}_proj"), inner, true);
-        ops.permute(&ops.reshape(&x, &[b, n, heads, d]), &[0, 2, 1, 3]) // [B, heads, N, d]
-    };
-    let [b, n, c] = <[usize; 3]>::try_from(ops.shape(q)).expect("queries are [B, N, C]");
-    let (q, k, v) = (split(q, "q"), split(k, "k"), split(v, "v"));
-    let scores = ops.matmul(&ops.scale(&q, 1.0 / (d as f32).sqrt()), &ops.permute(&k, &[0, 1, 3, 2]));
-    let out = ops.matmul(&ops.softmax(&scores), &v);
-    let out = ops.reshape(&ops.permute(&out, &[0, 2, 1, 3]), &[b, n, inner]);
+    let project = |x: &O::Tensor, part: &str| ops.linear(x, &format!("{name}.{part}_proj"), inner, true);
+    let c = ops.shape(q)[2];
+    let out = ops.attention(&project(q, "q"), &project(k, "k"), &project(v, "v"), heads);
     ops.linear(&out, &format!("{name}.out_proj"), c, true)
 }

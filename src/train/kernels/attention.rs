@@ -1,0 +1,232 @@
+//! Multi-head attention, forward and backward, without scores in memory.
+//!
+//! A task computes the scores of some queries of one head, which fit in its core's cache. The backward pass computes them
+//! once more: what the tape keeps grows with the tokens, not with their square (as in FlashAttention, Dao et al.,
+//! arXiv 2205.14135, section 3.1).
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::buffer::written;
+use super::fused::{dims, tensor};
+use super::product::{Matrix, multiply, with_scratch};
+use super::rows;
+
+/// Queries, keys or values `[B, N, C]` in a slice; `C` holds the heads one after another.
+struct Tokens<'a> {
+    values: &'a [f32],
+    offset: usize,
+    batch_stride: usize,
+    row_stride: usize,
+    count: usize,
+}
+
+impl Tokens<'_> {
+    /// `[N, d]` of head `head` of item `item`, from token `first` on.
+    fn head(&self, item: usize, head: usize, width: usize, first: usize, count: usize) -> Matrix<'_> {
+        let start = self.offset + item * self.batch_stride + first * self.row_stride + head * width;
+        Matrix::new(&self.values[start..], count, width, self.row_stride)
+    }
+}
+
+/// What attention reads.
+struct Inputs<'a> {
+    q: Tokens<'a>,
+    k: Tokens<'a>,
+    v: Tokens<'a>,
+    /// Added to the scores, `[N, M]`.
+    mask: Option<&'a [f32]>,
+    batch: usize,
+    heads: usize,
+    /// Width of a head.
+    width: usize,
+}
+
+impl Inputs<'_> {
+    /// Queries of one task: their scores take at most 256 KiB, but 16 queries at least.
+    fn block(&self) -> usize {
+        ((1 << 16) / self.k.count).clamp(16, 256)
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.width as f32).sqrt()
+    }
+
+    /// Softmax of the scores of `count` queries from `first` on: `[count, M]`.
+    fn probabilities(&self, item: usize, head: usize, first: usize, count: usize, out: &mut [f32]) {
+        let keys = self.k.count;
+        let q = self.q.head(item, head, self.width, first, count);
+        let k = self.k.head(item, head, self.width, 0, keys);
+        multiply(out, keys, false, self.scale(), q, k.transposed());
+        let mask = self.mask.map_or(&[][..], |mask| &mask[first * keys..][..count * keys]);
+        rows::softmax(out, mask, keys);
+    }
+
+    /// `[B, N, C]`.
+    fn forward(&self) -> Vec<f32> {
+        let (queries, keys, width, block) = (self.q.count, self.k.count, self.width, self.block());
+        let row = self.heads * width;
+        written(self.batch, queries * row, block * row, |item, first, out| {
+            let (first, count) = (first / row, out.len() / row);
+            with_scratch(count * keys, |scores| {
+                for head in 0..self.heads {
+                    self.probabilities(item, head, first, count, scores);
+                    let scores = Matrix::new(scores, count, keys, keys);
+                    let v = self.v.head(item, head, width, 0, keys);
+                    multiply(&mut out[head * width..], row, false, 1.0, scores, v);
+                }
+            });
+        })
+    }
+
+    /// Gradients by queries, keys and values of each head of each item: `[B·heads]` of `[N + 2 M, d]`.
+    fn backward(&self, grad: &Tokens) -> Vec<Vec<f32>> {
+        let (queries, keys, width, block) = (self.q.count, self.k.count, self.width, self.block());
+        let of_head = |task: usize| {
+            let (item, head) = (task / self.heads, task % self.heads);
+            let mut out = vec![0.0; (queries + 2 * keys) * width];
+            let (by_q, rest) = out.split_at_mut(queries * width);
+            let (by_k, by_v) = rest.split_at_mut(keys * width);
+            with_scratch(2 * block * keys, |scratch| {
+                let (scores, by_scores) = scratch.split_at_mut(block * keys);
+                for (i, by_q) in by_q.chunks_mut(block * width).enumerate() {
+                    let (first, count) = (i * block, by_q.len() / width);
+                    let (scores, by_scores) = (&mut scores[..count * keys], &mut by_scores[..count * keys]);
+                    let grad = grad.head(item, head, width, first, count);
+                    let q = self.q.head(item, head, width, first, count);
+                    let k = self.k.head(item, head, width, 0, keys);
+                    let v = self.v.head(item, head, width, 0, keys);
+                    self.probabilities(item, head, first, count, scores);
+                    let p = Matrix::new(scores, count, keys, keys);
+                    multiply(by_v, width, true, 1.0, p.transposed(), grad);
+                    multiply(by_scores, keys, false, 1.0, grad, v.transposed());
+                    rows::softmax_backward(scores, by_scores, keys);
+                    let by_scores = Matrix::new(by_scores, count, keys, keys);
+                    multiply(by_q, width, false, self.scale(), by_scores, k);
+                    multiply(by_k, width, true, self.scale(), by_scores.transposed(), q);
+                }
+            });
+            out
+        };
+        (0..self.batch * self.heads).into_par_iter().map(of_head).collect()
+    }
+}
+
+/// A tensor whose last axis lies in one piece.
+fn packed(x: &FlexTensor) -> FlexTensor {
+    match x.layout().strides().last() {
+        Some(1) if x.layout().strides().iter().all(|&stride| stride > 0) => x.clone(),
+        _ => x.to_contiguous(),
+    }
+}
+
+/// `C` values of each token of `x [B, N, ..]`, from value `first` on.
+fn tokens(x: &FlexTensor, first: usize) -> Tokens<'_> {
+    let layout = x.layout();
+    let stride = |axis: usize| layout.strides()[axis].unsigned_abs();
+    Tokens {
+        values: x.storage::<f32>(),
+        offset: layout.start_offset() + first,
+        batch_stride: stride(0),
+        row_stride: stride(1),
+        count: dims(x)[1],
+    }
+}
+
+fn mask_values(mask: Option<&FlexTensor>) -> Option<FlexTensor> {
+    mask.map(FlexTensor::to_contiguous)
+}
+
+fn together<'a>(qkv: &'a FlexTensor, mask: Option<&'a FlexTensor>, heads: usize) -> Inputs<'a> {
+    let [batch, _, three] = dims(qkv).try_into().expect("tokens are [B, N, 3 C]");
+    let c = three / 3;
+    Inputs {
+        q: tokens(qkv, 0),
+        k: tokens(qkv, c),
+        v: tokens(qkv, 2 * c),
+        mask: mask.map(|mask| mask.storage::<f32>()),
+        batch,
+        heads,
+        width: c / heads,
+    }
+}
+
+fn apart<'a>([q, k, v]: [&'a FlexTensor; 3], heads: usize) -> Inputs<'a> {
+    let [batch, _, c] = dims(q).try_into().expect("tokens are [B, N, C]");
+    Inputs {
+        q: tokens(q, 0),
+        k: tokens(k, 0),
+        v: tokens(v, 0),
+        mask: None,
+        batch,
+        heads,
+        width: c / heads,
+    }
+}
+
+/// Attention of tokens to each other: `qkv [B, N, 3 C]` to `[B, N, C]`; `mask [N, N]` is added to the scores.
+pub(super) fn self_attention(qkv: &FlexTensor, mask: Option<&FlexTensor>, heads: usize) -> FlexTensor {
+    let (qkv, mask) = (packed(qkv), mask_values(mask));
+    let inputs = together(&qkv, mask.as_ref(), heads);
+    tensor(
+        inputs.forward(),
+        vec![inputs.batch, inputs.q.count, heads * inputs.width],
+    )
+}
+
+/// Gradient of [`self_attention`] by `qkv`.
+pub(super) fn self_attention_backward(
+    qkv: &FlexTensor,
+    mask: Option<&FlexTensor>,
+    heads: usize,
+    grad: &FlexTensor,
+) -> FlexTensor {
+    let (qkv, mask, grad) = (packed(qkv), mask_values(mask), packed(grad));
+    let inputs = together(&qkv, mask.as_ref(), heads);
+    let parts = inputs.backward(&tokens(&grad, 0));
+    let (n, width) = (inputs.q.count, inputs.width);
+    let row = 3 * heads * width;
+    // A part holds the queries' rows, then the keys', then the values'.
+    let out = written(inputs.batch, n * row, 64 * row, |item, first, out| {
+        for (i, out) in out.chunks_exact_mut(row).enumerate() {
+            for (kind, out) in out.chunks_exact_mut(heads * width).enumerate() {
+                let from = (kind * n + first / row + i) * width;
+                for (head, out) in out.chunks_exact_mut(width).enumerate() {
+                    out.copy_from_slice(&parts[item * heads + head][from..][..width]);
+                }
+            }
+        }
+    });
+    tensor(out, vec![inputs.batch, n, row])
+}
+
+/// Attention of queries `[B, N, C]` to keys and values `[B, M, C]`: `[B, N, C]`.
+pub(super) fn attention(parts: [&FlexTensor; 3], heads: usize) -> FlexTensor {
+    let parts = parts.map(packed);
+    let inputs = apart(parts.each_ref(), heads);
+    tensor(
+        inputs.forward(),
+        vec![inputs.batch, inputs.q.count, heads * inputs.width],
+    )
+}
+
+/// Gradients of [`attention`] by queries, keys and values.
+pub(super) fn attention_backward(parts: [&FlexTensor; 3], heads: usize, grad: &FlexTensor) -> [FlexTensor; 3] {
+    let (parts, grad) = (parts.map(packed), packed(grad));
+    let inputs = apart(parts.each_ref(), heads);
+    let found = inputs.backward(&tokens(&grad, 0));
+    let (queries, keys, width) = (inputs.q.count, inputs.k.count, inputs.width);
+    let row = heads * width;
+    let gather = |count: usize, from: usize| {
+        let out = written(inputs.batch, count * row, 64 * row, |item, first, out| {
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                let from = (from + first / row + i) * width;
+                for (head, out) in out.chunks_exact_mut(width).enumerate() {
+                    out.copy_from_slice(&found[item * heads + head][from..][..width]);
+                }
+            }
+        });
+        tensor(out, vec![inputs.batch, count, row])
+    };
+    [gather(queries, 0), gather(keys, queries), gather(keys, queries + keys)]
+}

@@ -1,0 +1,54 @@
+//! Results that parallel loops write once.
+//!
+//! A zeroed buffer costs a pass over memory by one thread before the loop starts. Here each part is zeroed by the task that
+//! fills it, while it is in that core's cache.
+#![allow(unsafe_code)] // memory is handed to the loop before all of it holds values
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+/// `groups` results of `size` values, one after another. Each is cut into parts of `part` values (the last may be shorter);
+/// `fill(group, first, values)` gets the part that starts at value `first` of its group, holding zeros.
+pub(super) fn written(
+    groups: usize,
+    size: usize,
+    part: usize,
+    fill: impl Fn(usize, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(groups * size);
+    if groups * size == 0 {
+        return out;
+    }
+    let memory = &mut out.spare_capacity_mut()[..groups * size];
+    memory.par_chunks_mut(size).enumerate().for_each(|(group, memory)| {
+        let parts = memory.par_chunks_mut(part).enumerate();
+        parts.for_each(|(i, memory)| fill(group, i * part, zeroed(memory)));
+    });
+    // SAFETY: the parts cover the `groups · size` values that were reserved, and each was zeroed before it was filled.
+    unsafe { out.set_len(groups * size) };
+    out
+}
+
+/// As [`written`] with one group; also what `fill` returns of each part, in their order.
+pub(super) fn written_with<T: Send>(
+    size: usize,
+    part: usize,
+    fill: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> (Vec<f32>, Vec<T>) {
+    let mut out = Vec::with_capacity(size);
+    let memory = &mut out.spare_capacity_mut()[..size];
+    let parts = memory.par_chunks_mut(part).enumerate();
+    let told = parts.map(|(i, memory)| fill(i * part, zeroed(memory))).collect();
+    // SAFETY: as in `written`.
+    unsafe { out.set_len(size) };
+    (out, told)
+}
+
+fn zeroed(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    for value in memory.iter_mut() {
+        value.write(0.0);
+    }
+    // SAFETY: every value was written above; `MaybeUninit<f32>` has the layout of `f32`.
+    unsafe { &mut *(std::ptr::from_mut(memory) as *mut [f32]) }
+}

@@ -1,0 +1,197 @@
+//! Matrix products on slices, by the `gemm` crate.
+//!
+//! What runs in parallel is blocks of rows, chosen by shape alone, so a result does not depend on the number of threads.
+#![allow(unsafe_code)] // gemm takes pointers
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::buffer::written;
+use super::fused::{dims, tensor};
+use super::rows::add_rows;
+
+/// A matrix in a slice.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `columns` values, `stride` apart.
+    ///
+    /// # Panics
+    /// If `values` is too short.
+    pub(super) fn new(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        check(values.len(), rows, columns, stride);
+        Self {
+            values,
+            rows,
+            columns,
+            row_stride: stride,
+            column_stride: 1,
+        }
+    }
+
+    /// Rows and columns exchanged.
+    pub(super) fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+fn check(length: usize, rows: usize, columns: usize, stride: usize) {
+    assert!(rows > 0 && columns > 0, "a matrix of {rows} × {columns}");
+    assert!(
+        columns <= stride && (rows - 1) * stride + columns <= length,
+        "{rows} rows of {columns} values, {stride} apart, in a slice of {length}"
+    );
+}
+
+/// `out := keep · out + factor · a · b`, where `out` has rows of `b`'s width, `stride` apart; `keep` false ignores what it holds.
+///
+/// # Panics
+/// If sizes do not fit.
+pub(super) fn multiply(out: &mut [f32], stride: usize, keep: bool, factor: f32, a: Matrix, b: Matrix) {
+    assert_eq!(a.columns, b.rows, "inner sizes of a product");
+    check(out.len(), a.rows, b.columns, stride);
+    let strides = |m: &Matrix| (m.column_stride.cast_signed(), m.row_stride.cast_signed());
+    let ((a_column, a_row), (b_column, b_row)) = (strides(&a), strides(&b));
+    // SAFETY: `check` compared every matrix's last value with its slice, when the matrix was made and above for `out`;
+    // `out` is borrowed mutably, so it overlaps neither factor, and its rows do not overlap each other.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.columns,
+            a.columns,
+            out.as_mut_ptr(),
+            1,
+            stride.cast_signed(),
+            keep,
+            a.values.as_ptr(),
+            a_column,
+            a_row,
+            b.values.as_ptr(),
+            b_column,
+            b_row,
+            if keep { 1.0 } else { 0.0 },
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `f` a slice of `length` values of this thread; what it holds is undefined.
+pub(super) fn with_scratch<T>(length: usize, f: impl FnOnce(&mut [f32]) -> T) -> T {
+    let mut scratch = SCRATCH.take();
+    if scratch.len() < length {
+        scratch.resize(length, 0.0);
+    }
+    let result = f(&mut scratch[..length]);
+    SCRATCH.set(scratch);
+    result
+}
+
+/// Rows of a result that one task computes.
+fn block(rows: usize) -> usize {
+    if rows >= 1024 { 256 } else { 64 }
+}
+
+/// `x [R, I] · Wᵀ + b`, `w [O, I]`, `b [O]`.
+pub(super) fn linear(x: &FlexTensor, w: &FlexTensor, b: Option<&FlexTensor>) -> FlexTensor {
+    let ([rows, inner], outer) = (pair(x), pair(w)[0]);
+    let (x, w, b) = (x.to_contiguous(), w.to_contiguous(), b.map(FlexTensor::to_contiguous));
+    let (x, w, b) = (
+        x.storage::<f32>(),
+        w.storage::<f32>(),
+        b.as_ref().map(|b| b.storage::<f32>()),
+    );
+    let w = Matrix::new(w, outer, inner, inner).transposed();
+    let out = written(1, rows * outer, block(rows) * outer, |_, first, out| {
+        if let Some(b) = b {
+            out.chunks_exact_mut(outer).for_each(|out| out.copy_from_slice(b));
+        }
+        let count = out.len() / outer;
+        let x = Matrix::new(&x[first / outer * inner..], count, inner, inner);
+        multiply(out, outer, b.is_some(), 1.0, x, w);
+    });
+    tensor(out, vec![rows, outer])
+}
+
+/// Gradient of [`linear`] by its input: `g [R, O] · W [O, I]`.
+pub(super) fn linear_by_input(w: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
+    let ([rows, outer], inner) = (pair(grad), pair(w)[1]);
+    let (w, grad) = (w.to_contiguous(), grad.to_contiguous());
+    let (w, grad) = (w.storage::<f32>(), grad.storage::<f32>());
+    let out = written(1, rows * inner, block(rows) * inner, |_, first, out| {
+        let count = out.len() / inner;
+        let grad = Matrix::new(&grad[first / inner * outer..], count, outer, outer);
+        multiply(out, inner, false, 1.0, grad, Matrix::new(w, outer, inner, inner));
+    });
+    tensor(out, vec![rows, inner])
+}
+
+/// Gradients of [`linear`] by weight `gᵀ · x` and by bias `Σ g`.
+pub(super) fn linear_by_parameters(x: &FlexTensor, grad: &FlexTensor) -> (FlexTensor, FlexTensor) {
+    let ([rows, inner], outer) = (pair(x), pair(grad)[1]);
+    let (x, grad) = (x.to_contiguous(), grad.to_contiguous());
+    let (x, grad) = (x.storage::<f32>(), grad.storage::<f32>());
+    let (by_weight, by_bias) = sum_over_parts(rows, 256, [outer, inner], |rows, by_weight, by_bias| {
+        let grad = &grad[rows.start * outer..rows.end * outer];
+        let x = Matrix::new(&x[rows.start * inner..], rows.len(), inner, inner);
+        let transposed = Matrix::new(grad, rows.len(), outer, outer).transposed();
+        multiply(by_weight, inner, false, 1.0, transposed, x);
+        add_rows(grad, by_bias);
+    });
+    (tensor(by_weight, vec![outer, inner]), tensor(by_bias, vec![outer]))
+}
+
+/// Sums what `add(rows, by_weight [O, I], by_bias [O])` adds for parts of `rows` rows, each of `least` or more; parts run in
+/// parallel, each with a result of its own.
+pub(super) fn sum_over_parts(
+    rows: usize,
+    least: usize,
+    [outer, inner]: [usize; 2],
+    add: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
+) -> (Vec<f32>, Vec<f32>) {
+    // Few parts where results are large.
+    let most = ((1 << 23) / (outer * inner)).clamp(2, 16);
+    let part = rows.div_ceil(most).max(least);
+    let parts: Vec<_> = (0..rows.div_ceil(part))
+        .into_par_iter()
+        .map(|i| {
+            let (mut by_weight, mut by_bias) = (vec![0.0; outer * inner], vec![0.0; outer]);
+            add(i * part..rows.min((i + 1) * part), &mut by_weight, &mut by_bias);
+            (by_weight, by_bias)
+        })
+        .collect();
+    let mut parts = parts.into_iter();
+    let first = parts.next().expect("a product has rows");
+    parts.fold(first, |(mut weight, mut bias), (w, b)| {
+        add_rows(&w, &mut weight);
+        add_rows(&b, &mut bias);
+        (weight, bias)
+    })
+}
+
+fn pair(x: &FlexTensor) -> [usize; 2] {
+    dims(x).try_into().expect("a matrix has two axes")
+}
