@@ -224,7 +224,8 @@ fn forgotten(students: usize, accuracies: &[(String, Vec<Accuracy>)], masks: &[(
             if let Some(found) = Difference::paired(own, teacher) {
                 let head = format!("{collection}: top-1 against the CLIP teacher");
                 entries.push(Entry::new(&head, 100.0 * found.mean, 1));
-                entries.push(Entry::new(format!("{head}, standard error"), 100.0 * found.error, 1));
+                let error = found.error.map(|error| 100.0 * error);
+                entries.extend(error.map(|error| Entry::new(format!("{head}, standard error"), error, 1)));
             }
         }
         columns.push((name.clone(), entries));
@@ -273,21 +274,31 @@ mod tests {
             top5: Share::default(),
         };
         let model = |name: &str, a: &[bool], b: &[bool]| (name.to_owned(), vec![accuracy("a", a), accuracy("b", b)]);
-        let student = model("student", &[true, false], &[false, false]);
-        let teacher = model("teacher", &[true, true], &[false, false]);
+        let student = model("student", &[true, false, false], &[false]);
+        let teacher = model("teacher", &[true, true, false], &[true]);
         let masks = ["student", "teacher"].map(|name| (name.to_owned(), Instances::default()));
         let section = forgotten(1, &[student, teacher], &masks);
         let value = |name: &str| {
-            section
-                .rows
-                .iter()
-                .find(|row| row.name.starts_with(name))
-                .unwrap()
-                .values[0]
-                .unwrap()
+            let row = section.rows.iter().find(|row| row.name == name)?;
+            row.values[0]
         };
-        assert!((value("a: top-1") + 50.0).abs() < 1e-9 && value("b: top-1").abs() < 1e-9);
-        assert!((value("all photos with labels: top-1") + 25.0).abs() < 1e-9);
-        assert!((value("all photos with labels: top-1 against the CLIP teacher, standard error") - 25.0).abs() < 1e-9);
+        let close = |name: &str, expected: f64| {
+            let found = value(name).unwrap();
+            assert!((found - expected).abs() < 1e-9, "{name}: {found}");
+        };
+        close("a: top-1 against the CLIP teacher", -100.0 / 3.0);
+        close("b: top-1 against the CLIP teacher", -100.0);
+        assert_eq!(
+            value("b: top-1 against the CLIP teacher, standard error"),
+            None,
+            "of one photo"
+        );
+        close("all photos with labels: top-1 against the CLIP teacher", -50.0);
+        // differences 0, -1, 0, -1: their squares about the mean add up to 1
+        let error = 100.0 * (1.0_f64 / (4.0 * 3.0)).sqrt();
+        close(
+            "all photos with labels: top-1 against the CLIP teacher, standard error",
+            error,
+        );
     }
 }

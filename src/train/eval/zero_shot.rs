@@ -42,25 +42,25 @@ impl Accuracy {
 pub struct Difference {
     /// Difference of the shares, -1 to 1.
     pub mean: f64,
-    /// Its standard error: photos on which both are right or both are wrong add nothing to it.
-    pub error: f64,
+    /// Its standard error: photos on which both are right or both are wrong add nothing to it. One photo has none.
+    pub error: Option<f64>,
 }
 
 impl Difference {
-    /// Of the answers of two models to the same photos, in the same order; nothing for fewer than two photos.
+    /// Of the answers of two models to the same photos, in the same order; nothing where there are no photos.
     #[must_use]
     pub fn paired(own: &[bool], other: &[bool]) -> Option<Self> {
         let photos = own.len() as f64;
-        if own.len() < 2 || own.len() != other.len() {
+        if own.is_empty() || own.len() != other.len() {
             return None;
         }
         let won = own.iter().zip(other).filter(|(own, other)| own > other).count() as f64;
         let lost = own.iter().zip(other).filter(|(own, other)| own < other).count() as f64;
         let mean = (won - lost) / photos;
-        let variance = ((won + lost) / photos - mean * mean) / (photos - 1.0);
+        let squares = (won + lost) / photos - mean * mean;
         Some(Self {
             mean,
-            error: variance.sqrt(),
+            error: (own.len() > 1).then(|| (squares / (photos - 1.0)).sqrt()),
         })
     }
 }
@@ -260,10 +260,12 @@ mod tests {
         assert!((found.mean + 0.125).abs() < 1e-12, "{found:?}");
         // differences 0 1 -1 -1 0 0 0 0: squares add up to 3, the mean is -1/8
         let expected = ((3.0 - 8.0 / 64.0) / (8.0 * 7.0_f64)).sqrt();
-        assert!((found.error - expected).abs() < 1e-12, "{found:?}");
+        assert!((found.error.unwrap() - expected).abs() < 1e-12, "{found:?}");
         let same = Difference::paired(&photos("1100"), &photos("1100")).unwrap();
-        assert_eq!((same.mean, same.error), (0.0, 0.0));
-        assert_eq!(Difference::paired(&[true], &[false]), None);
+        assert_eq!((same.mean, same.error), (0.0, Some(0.0)));
+        let one = Difference::paired(&[false], &[true]).unwrap();
+        assert_eq!((one.mean, one.error), (-1.0, None));
+        assert_eq!(Difference::paired(&[], &[]), None);
     }
 
     #[test]

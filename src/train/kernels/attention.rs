@@ -133,10 +133,6 @@ fn tokens(x: &FlexTensor, first: usize) -> Tokens<'_> {
     }
 }
 
-fn mask_values(mask: Option<&FlexTensor>) -> Option<FlexTensor> {
-    mask.map(FlexTensor::to_contiguous)
-}
-
 fn together<'a>(qkv: &'a FlexTensor, mask: Option<&'a FlexTensor>, heads: usize) -> Inputs<'a> {
     let [batch, _, three] = dims(qkv).try_into().expect("tokens are [B, N, 3 C]");
     let c = three / 3;
@@ -166,7 +162,7 @@ fn apart<'a>([q, k, v]: [&'a FlexTensor; 3], heads: usize) -> Inputs<'a> {
 
 /// Attention of tokens to each other: `qkv [B, N, 3 C]` to `[B, N, C]`; `mask [N, N]` is added to the scores.
 pub(super) fn self_attention(qkv: &FlexTensor, mask: Option<&FlexTensor>, heads: usize) -> FlexTensor {
-    let (qkv, mask) = (packed(qkv), mask_values(mask));
+    let (qkv, mask) = (packed(qkv), mask.map(FlexTensor::to_contiguous));
     let inputs = together(&qkv, mask.as_ref(), heads);
     tensor(
         inputs.forward(),
@@ -181,7 +177,7 @@ pub(super) fn self_attention_backward(
     heads: usize,
     grad: &FlexTensor,
 ) -> FlexTensor {
-    let (qkv, mask, grad) = (packed(qkv), mask_values(mask), packed(grad));
+    let (qkv, mask, grad) = (packed(qkv), mask.map(FlexTensor::to_contiguous), packed(grad));
     let inputs = together(&qkv, mask.as_ref(), heads);
     let parts = inputs.backward(&tokens(&grad, 0));
     let (n, width) = (inputs.q.count, inputs.width);
