@@ -155,7 +155,7 @@ impl Kernels for Flex {
         fused::layer_norm_backward(&x, &w, &grad, epsilon)
     }
     fn self_attention(qkv: FloatTensor<Self>, mask: Option<FloatTensor<Self>>, heads: usize) -> FloatTensor<Self> {
-        attention::self_attention(&qkv, mask.as_ref(), heads)
+        attention::attention(composed::thirds::<Self>(&qkv), mask.as_ref(), heads)
     }
     fn self_attention_backward(
         qkv: FloatTensor<Self>,
@@ -163,17 +163,20 @@ impl Kernels for Flex {
         heads: usize,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        attention::self_attention_backward(&qkv, mask.as_ref(), heads, &grad)
+        let parts = composed::thirds::<Self>(&qkv);
+        // one result, so that nothing is copied to join three
+        let [by_qkv] = attention::attention_backward(parts, mask.as_ref(), heads, grad, [&[0, 1, 2]]);
+        by_qkv
     }
     fn cross_attention(parts: [FloatTensor<Self>; 3], heads: usize) -> FloatTensor<Self> {
-        attention::attention(parts.each_ref(), heads)
+        attention::attention(parts, None, heads)
     }
     fn cross_attention_backward(
         parts: [FloatTensor<Self>; 3],
         heads: usize,
         grad: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 3] {
-        attention::attention_backward(parts.each_ref(), heads, &grad)
+        attention::attention_backward(parts, None, heads, grad, [&[0], &[1], &[2]])
     }
     fn gelu_erf(x: FloatTensor<Self>) -> FloatTensor<Self> {
         fused::gelu(&x)

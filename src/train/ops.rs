@@ -41,18 +41,10 @@ pub trait Ops {
     /// Multi-head attention of the tokens of an item to each other: `qkv [B, .., 3 C]`, three projections one after another,
     /// each with its heads one after another, to `[B, .., C]`. `mask [N, N]` is added to the scores.
     fn self_attention(&self, qkv: &Self::Tensor, heads: usize, mask: Option<&Self::Tensor>) -> Self::Tensor {
-        let [q, k, v] = split_heads(self, qkv, heads);
-        let [tasks, n, d] = <[usize; 3]>::try_from(self.shape(&q)).expect("heads are apart");
-        let scaled = self.scale(&q, 1.0 / (d as f32).sqrt());
-        let mut scores = self.matmul(&scaled, &self.permute(&k, &[0, 2, 1])); // [B·heads, N, N]
-        if let Some(mask) = mask {
-            scores = self.add(&scores, mask);
-        }
-        let out = self.matmul(&self.softmax(&scores), &v); // [B·heads, N, d]
-        let out = self.permute(&self.reshape(&out, &[tasks / heads, heads, n, d]), &[0, 2, 1, 3]);
-        let mut shape = self.shape(qkv);
-        *shape.last_mut().expect("tokens have an axis") = heads * d;
-        self.reshape(&out, &shape)
+        attend(self, qkv, heads, |scores, _| match mask {
+            Some(mask) => self.add(scores, mask),
+            None => scores.clone(),
+        })
     }
     /// Multi-head attention of queries `[B, N, C]` to keys and values `[B, M, C]`: `[B, N, C]`.
     fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, heads: usize) -> Self::Tensor {
@@ -191,11 +183,23 @@ impl Conv {
     }
 }
 
-/// Queries, keys and values `[B·heads, N, d]` of `qkv [B, .., 3 C]`.
-pub fn split_heads<O: Ops + ?Sized>(ops: &O, qkv: &O::Tensor, heads: usize) -> [O::Tensor; 3] {
-    let shape = ops.shape(qkv);
+/// [`Ops::self_attention`] of other operators; `adjust` makes the scores `[B·heads, N, N]` what the softmax takes, given
+/// them and the queries `[B·heads, N, d]`.
+pub fn attend<O: Ops + ?Sized>(
+    ops: &O,
+    qkv: &O::Tensor,
+    heads: usize,
+    adjust: impl FnOnce(&O::Tensor, &O::Tensor) -> O::Tensor,
+) -> O::Tensor {
+    let mut shape = ops.shape(qkv);
     let (b, c) = (shape[0], shape[shape.len() - 1] / 3);
     let (n, d) = (shape[1..shape.len() - 1].iter().product(), c / heads);
-    let qkv = ops.permute(&ops.reshape(qkv, &[b, n, 3, heads, d]), &[2, 0, 3, 1, 4]); // [3, B, heads, N, d]
-    [0, 1, 2].map(|i| ops.reshape(&ops.slice(&qkv, 0, i, i + 1), &[b * heads, n, d]))
+    let parts = ops.permute(&ops.reshape(qkv, &[b, n, 3, heads, d]), &[2, 0, 3, 1, 4]); // [3, B, heads, N, d]
+    let [q, k, v] = [0, 1, 2].map(|i| ops.reshape(&ops.slice(&parts, 0, i, i + 1), &[b * heads, n, d]));
+    let scaled = ops.scale(&q, 1.0 / (d as f32).sqrt());
+    let scores = ops.matmul(&scaled, &ops.permute(&k, &[0, 2, 1])); // [B·heads, N, N]
+    let out = ops.matmul(&ops.softmax(&adjust(&scores, &q)), &v); // [B·heads, N, d]
+    let out = ops.permute(&ops.reshape(&out, &[b, heads, n, d]), &[0, 2, 1, 3]);
+    *shape.last_mut().expect("tokens have an axis") = c;
+    ops.reshape(&out, &shape)
 }

@@ -63,10 +63,10 @@ impl Inputs<'_> {
     }
 
     /// `[B, N, C]`.
-    fn forward(&self) -> Vec<f32> {
+    fn forward(&self) -> FlexTensor {
         let (queries, keys, width, block) = (self.q.count, self.k.count, self.width, self.block());
         let row = self.heads * width;
-        written(self.batch, queries * row, block * row, |item, first, out| {
+        let out = written(self.batch, queries * row, block * row, |item, first, out| {
             let (first, count) = (first / row, out.len() / row);
             with_scratch(count * keys, |scores| {
                 for head in 0..self.heads {
@@ -76,7 +76,8 @@ impl Inputs<'_> {
                     multiply(&mut out[head * width..], row, false, 1.0, scores, v);
                 }
             });
-        })
+        });
+        tensor(out, vec![self.batch, queries, row])
     }
 
     /// Gradients by queries, keys and values of each head of each item: `[B·heads]` of `[N + 2 M, d]`.
@@ -113,33 +114,32 @@ impl Inputs<'_> {
 }
 
 /// A tensor whose last axis lies in one piece.
-fn packed(x: &FlexTensor) -> FlexTensor {
+fn packed(x: FlexTensor) -> FlexTensor {
     match x.layout().strides().last() {
-        Some(1) if x.layout().strides().iter().all(|&stride| stride > 0) => x.clone(),
+        Some(1) if x.layout().strides().iter().all(|&stride| stride > 0) => x,
         _ => x.to_contiguous(),
     }
 }
 
-/// `C` values of each token of `x [B, N, ..]`, from value `first` on.
-fn tokens(x: &FlexTensor, first: usize) -> Tokens<'_> {
+/// `x [B, N, C]`.
+fn tokens(x: &FlexTensor) -> Tokens<'_> {
     let layout = x.layout();
     let stride = |axis: usize| layout.strides()[axis].unsigned_abs();
     Tokens {
         values: x.storage::<f32>(),
-        offset: layout.start_offset() + first,
+        offset: layout.start_offset(),
         batch_stride: stride(0),
         row_stride: stride(1),
         count: dims(x)[1],
     }
 }
 
-fn together<'a>(qkv: &'a FlexTensor, mask: Option<&'a FlexTensor>, heads: usize) -> Inputs<'a> {
-    let [batch, _, three] = dims(qkv).try_into().expect("tokens are [B, N, 3 C]");
-    let c = three / 3;
+fn inputs<'a>([q, k, v]: [&'a FlexTensor; 3], mask: Option<&'a FlexTensor>, heads: usize) -> Inputs<'a> {
+    let [batch, _, c] = dims(q).try_into().expect("tokens are [B, N, C]");
     Inputs {
-        q: tokens(qkv, 0),
-        k: tokens(qkv, c),
-        v: tokens(qkv, 2 * c),
+        q: tokens(q),
+        k: tokens(k),
+        v: tokens(v),
         mask: mask.map(|mask| mask.storage::<f32>()),
         batch,
         heads,
@@ -147,82 +147,38 @@ fn together<'a>(qkv: &'a FlexTensor, mask: Option<&'a FlexTensor>, heads: usize)
     }
 }
 
-fn apart<'a>([q, k, v]: [&'a FlexTensor; 3], heads: usize) -> Inputs<'a> {
-    let [batch, _, c] = dims(q).try_into().expect("tokens are [B, N, C]");
-    Inputs {
-        q: tokens(q, 0),
-        k: tokens(k, 0),
-        v: tokens(v, 0),
-        mask: None,
-        batch,
-        heads,
-        width: c / heads,
-    }
+/// Attention of queries `[B, N, C]` to keys and values `[B, M, C]`: `[B, N, C]`; `mask [N, M]` is added to the scores.
+pub(super) fn attention(parts: [FlexTensor; 3], mask: Option<&FlexTensor>, heads: usize) -> FlexTensor {
+    let (parts, mask) = (parts.map(packed), mask.map(FlexTensor::to_contiguous));
+    inputs(parts.each_ref(), mask.as_ref(), heads).forward()
 }
 
-/// Attention of tokens to each other: `qkv [B, N, 3 C]` to `[B, N, C]`; `mask [N, N]` is added to the scores.
-pub(super) fn self_attention(qkv: &FlexTensor, mask: Option<&FlexTensor>, heads: usize) -> FlexTensor {
-    let (qkv, mask) = (packed(qkv), mask.map(FlexTensor::to_contiguous));
-    let inputs = together(&qkv, mask.as_ref(), heads);
-    tensor(
-        inputs.forward(),
-        vec![inputs.batch, inputs.q.count, heads * inputs.width],
-    )
-}
-
-/// Gradient of [`self_attention`] by `qkv`.
-pub(super) fn self_attention_backward(
-    qkv: &FlexTensor,
+/// Gradients of [`attention`] by `N` results of as many tokens: each takes the rows of its `kinds` of 0 queries, 1 keys and
+/// 2 values, one after the other in every token.
+pub(super) fn attention_backward<const N: usize>(
+    parts: [FlexTensor; 3],
     mask: Option<&FlexTensor>,
     heads: usize,
-    grad: &FlexTensor,
-) -> FlexTensor {
-    let (qkv, mask, grad) = (packed(qkv), mask.map(FlexTensor::to_contiguous), packed(grad));
-    let inputs = together(&qkv, mask.as_ref(), heads);
-    let parts = inputs.backward(&tokens(&grad, 0));
-    let (n, width) = (inputs.q.count, inputs.width);
-    let row = 3 * heads * width;
-    // A part holds the queries' rows, then the keys', then the values'.
-    let out = written(inputs.batch, n * row, 64 * row, |item, first, out| {
-        for (i, out) in out.chunks_exact_mut(row).enumerate() {
-            for (kind, out) in out.chunks_exact_mut(heads * width).enumerate() {
-                let from = (kind * n + first / row + i) * width;
-                for (head, out) in out.chunks_exact_mut(width).enumerate() {
-                    out.copy_from_slice(&parts[item * heads + head][from..][..width]);
-                }
-            }
-        }
-    });
-    tensor(out, vec![inputs.batch, n, row])
-}
-
-/// Attention of queries `[B, N, C]` to keys and values `[B, M, C]`: `[B, N, C]`.
-pub(super) fn attention(parts: [&FlexTensor; 3], heads: usize) -> FlexTensor {
-    let parts = parts.map(packed);
-    let inputs = apart(parts.each_ref(), heads);
-    tensor(
-        inputs.forward(),
-        vec![inputs.batch, inputs.q.count, heads * inputs.width],
-    )
-}
-
-/// Gradients of [`attention`] by queries, keys and values.
-pub(super) fn attention_backward(parts: [&FlexTensor; 3], heads: usize, grad: &FlexTensor) -> [FlexTensor; 3] {
-    let (parts, grad) = (parts.map(packed), packed(grad));
-    let inputs = apart(parts.each_ref(), heads);
-    let found = inputs.backward(&tokens(&grad, 0));
+    grad: FlexTensor,
+    kinds: [&[usize]; N],
+) -> [FlexTensor; N] {
+    let (parts, mask, grad) = (parts.map(packed), mask.map(FlexTensor::to_contiguous), packed(grad));
+    let inputs = inputs(parts.each_ref(), mask.as_ref(), heads);
+    let found = inputs.backward(&tokens(&grad));
     let (queries, keys, width) = (inputs.q.count, inputs.k.count, inputs.width);
-    let row = heads * width;
-    let gather = |count: usize, from: usize| {
+    let (c, starts) = (heads * width, [0, queries, queries + keys]);
+    kinds.map(|kinds| {
+        let (row, count) = (kinds.len() * c, if kinds[0] == 0 { queries } else { keys });
         let out = written(inputs.batch, count * row, 64 * row, |item, first, out| {
             for (i, out) in out.chunks_exact_mut(row).enumerate() {
-                let from = (from + first / row + i) * width;
-                for (head, out) in out.chunks_exact_mut(width).enumerate() {
-                    out.copy_from_slice(&found[item * heads + head][from..][..width]);
+                for (&kind, out) in kinds.iter().zip(out.chunks_exact_mut(c)) {
+                    let from = (starts[kind] + first / row + i) * width;
+                    for (head, out) in out.chunks_exact_mut(width).enumerate() {
+                        out.copy_from_slice(&found[item * heads + head][from..][..width]);
+                    }
                 }
             }
         });
         tensor(out, vec![inputs.batch, count, row])
-    };
-    [gather(queries, 0), gather(keys, queries), gather(keys, queries + keys)]
+    })
 }

@@ -16,32 +16,28 @@ pub(super) fn written(
     part: usize,
     fill: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let mut out = Vec::with_capacity(groups * size);
-    if groups * size == 0 {
-        return out;
-    }
-    let memory = &mut out.spare_capacity_mut()[..groups * size];
-    memory.par_chunks_mut(size).enumerate().for_each(|(group, memory)| {
-        let parts = memory.par_chunks_mut(part).enumerate();
-        parts.for_each(|(i, memory)| fill(group, i * part, zeroed(memory)));
-    });
-    // SAFETY: the parts cover the `groups · size` values that were reserved, and each was zeroed before it was filled.
-    unsafe { out.set_len(groups * size) };
-    out
+    written_with(groups, size, part, fill).0
 }
 
-/// As [`written`] with one group; also what `fill` returns of each part, in their order.
+/// As [`written`]; also what `fill` returns of each part, in their order.
 pub(super) fn written_with<T: Send>(
+    groups: usize,
     size: usize,
     part: usize,
-    fill: impl Fn(usize, &mut [f32]) -> T + Sync,
+    fill: impl Fn(usize, usize, &mut [f32]) -> T + Sync,
 ) -> (Vec<f32>, Vec<T>) {
-    let mut out = Vec::with_capacity(size);
-    let memory = &mut out.spare_capacity_mut()[..size];
-    let parts = memory.par_chunks_mut(part).enumerate();
-    let told = parts.map(|(i, memory)| fill(i * part, zeroed(memory))).collect();
-    // SAFETY: as in `written`.
-    unsafe { out.set_len(size) };
+    let (mut out, fill) = (Vec::with_capacity(groups * size), &fill);
+    if groups * size == 0 {
+        return (out, Vec::new());
+    }
+    let memory = &mut out.spare_capacity_mut()[..groups * size];
+    let parts = memory.par_chunks_mut(size).enumerate().flat_map(|(group, memory)| {
+        let parts = memory.par_chunks_mut(part).enumerate();
+        parts.map(move |(i, memory)| fill(group, i * part, zeroed(memory)))
+    });
+    let told = parts.collect();
+    // SAFETY: the parts cover the `groups · size` values that were reserved, and each was zeroed before it was filled.
+    unsafe { out.set_len(groups * size) };
     (out, told)
 }
 

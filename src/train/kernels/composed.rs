@@ -194,7 +194,7 @@ fn pixel_rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// Queries, keys and values `[B, N, C]` of `[B, N, 3 C]`.
-fn thirds<B: Backend>(qkv: &FloatTensor<B>) -> [FloatTensor<B>; 3] {
+pub(super) fn thirds<B: Backend>(qkv: &FloatTensor<B>) -> [FloatTensor<B>; 3] {
     let shape = qkv.shape();
     let c = shape[2] / 3;
     [0, 1, 2].map(|i| {

@@ -100,7 +100,7 @@ pub(super) fn layer_norm_backward(x: &FlexTensor, w: &FlexTensor, grad: &FlexTen
     let (shape, x, w, grad) = (dims(x), x.to_contiguous(), w.to_contiguous(), grad.to_contiguous());
     let (x, w, grad) = (x.storage::<f32>(), w.storage::<f32>(), grad.storage::<f32>());
     let width = w.len();
-    let (out, parts) = written_with(x.len(), whole_rows(width), |first, out| {
+    let (out, parts) = written_with(1, x.len(), whole_rows(width), |_, first, out| {
         let mut by_parameters = vec![0.0; 2 * width];
         let part = first..first + out.len();
         rows::layer_norm_backward(&x[part.clone()], w, &grad[part], epsilon, out, &mut by_parameters);

@@ -137,6 +137,22 @@ impl<B: Kernels> Operator<B, 3> for Attention<B> {
     }
 }
 
+/// Records a layer with or without bias; `forward` gets the bias.
+fn record_layer<B: Kernels, C: CheckpointStrategy>(
+    [x, w]: [NodeGuard; 2],
+    b: Option<FloatTensor<Autodiff<B, C>>>,
+    operator: impl Operator<B, 2> + Operator<B, 3>,
+    forward: impl FnOnce(Option<FloatTensor<B>>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match b {
+        Some(b) => {
+            let nodes = [x, w, b.node()];
+            record::<B, C, 3>(nodes, operator, forward(Some(b.into_primitive())))
+        }
+        None => record::<B, C, 2>([x, w], operator, forward(None)),
+    }
+}
+
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn softmax_last(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let node = [x.node()];
@@ -149,20 +165,13 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         record::<B, C, 1>(node, Gelu { x }, y)
     }
     fn affine(x: FloatTensor<Self>, w: FloatTensor<Self>, b: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        let (x_node, w_node) = (x.node(), w.node());
+        let nodes = [x.node(), w.node()];
         let (x, w) = (x.into_primitive(), w.into_primitive());
         let operator = Linear {
             x: x.clone(),
             w: w.clone(),
         };
-        match b {
-            Some(b) => {
-                let b_node = b.node();
-                let y = B::affine(x, w, Some(b.into_primitive()));
-                record::<B, C, 3>([x_node, w_node, b_node], operator, y)
-            }
-            None => record::<B, C, 2>([x_node, w_node], operator, B::affine(x, w, None)),
-        }
+        record_layer::<B, C>(nodes, b, operator, |b| B::affine(x, w, b))
     }
     fn layer_norm_last(
         x: FloatTensor<Self>,
@@ -193,20 +202,13 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         b: Option<FloatTensor<Self>>,
         geometry: ConvGeometry,
     ) -> FloatTensor<Self> {
-        let (x_node, w_node) = (x.node(), w.node());
+        let nodes = [x.node(), w.node()];
         let (x, w) = (x.into_primitive(), w.into_primitive());
         let operator = Convolution {
             x: x.clone(),
             w: w.clone(),
             geometry,
         };
-        match b {
-            Some(b) => {
-                let b_node = b.node();
-                let y = B::convolution(x, w, Some(b.into_primitive()), geometry);
-                record::<B, C, 3>([x_node, w_node, b_node], operator, y)
-            }
-            None => record::<B, C, 2>([x_node, w_node], operator, B::convolution(x, w, None, geometry)),
-        }
+        record_layer::<B, C>(nodes, b, operator, |b| B::convolution(x, w, b, geometry))
     }
 }

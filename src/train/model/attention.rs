@@ -4,7 +4,7 @@
 //! `get_rel_pos`, `add_decomposed_rel_pos`). MatMul in place of einsum: half the time in tract.
 
 use super::position::linear_matrix;
-use crate::train::ops::{Ops, split_heads};
+use crate::train::ops::{Ops, attend};
 
 /// One block of the encoder or of the CLIP head.
 #[derive(Clone, Copy, Debug)]
@@ -49,19 +49,14 @@ impl Block {
 
     /// Multi-head attention over the `h·w` tokens of each `[B, h, w, C]`.
     fn attention<O: Ops>(&self, ops: &O, prefix: &str, x: &O::Tensor) -> O::Tensor {
-        let [b, h, w, c] = four(&ops.shape(x));
-        let (n, heads, d) = (h * w, self.heads, self.dim / self.heads);
+        let [_, h, w, c] = four(&ops.shape(x));
         let qkv = ops.linear(x, &format!("{prefix}.attn.qkv"), 3 * c, true);
         let out = if self.rel_pos == 0 {
-            ops.self_attention(&qkv, heads, None)
+            ops.self_attention(&qkv, self.heads, None)
         } else {
-            let [q, k, v] = split_heads(ops, &qkv, heads);
-            let scaled = ops.scale(&q, 1.0 / (d as f32).sqrt());
-            let scores = ops.matmul(&scaled, &ops.permute(&k, &[0, 2, 1])); // [B·heads, N, N]
-            let scores = self.add_relative_positions(ops, prefix, &scores, &q, h, w);
-            let out = ops.matmul(&ops.softmax(&scores), &v); // [B·heads, N, d]
-            let out = ops.permute(&ops.reshape(&out, &[b, heads, n, d]), &[0, 2, 1, 3]);
-            ops.reshape(&out, &[b, h, w, c])
+            attend(ops, &qkv, self.heads, |scores, q| {
+                self.add_relative_positions(ops, prefix, scores, q, h, w)
+            })
         };
         ops.linear(&out, &format!("{prefix}.attn.proj"), c, true)
     }
