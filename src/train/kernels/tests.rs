@@ -24,10 +24,11 @@ fn random(shape: &[usize], seed: u32) -> Tensor {
         state ^= state << 5;
         f32::from((state >> 16) as u16) / 32_768.0 - 1.0
     });
-    Flex::float_from_data(
-        TensorData::new(values.collect::<Vec<f32>>(), shape.to_vec()),
-        &FlexDevice,
-    )
+    given(values.collect(), shape)
+}
+
+fn given(values: Vec<f32>, shape: &[usize]) -> Tensor {
+    Flex::float_from_data(TensorData::new(values, shape.to_vec()), &FlexDevice)
 }
 
 fn values(x: Tensor) -> Vec<f32> {
@@ -260,6 +261,38 @@ fn softmax_over_the_last_axis() {
                 |_, grad| vec![composed::softmax_last_backward::<Flex>(y.clone(), grad)],
             );
         }
+    }
+}
+
+#[test]
+fn what_a_mask_hides_has_no_weight_at_all() {
+    // Not even a subnormal one, which slows every product down that it takes part in.
+    let (batch, tokens, heads, width) = (2, 9, 2, 8);
+    let hides = |i: usize| if i % tokens > i / tokens { -1e9 } else { 0.0 };
+    let mask = given((0..tokens * tokens).map(hides).collect(), &[tokens, tokens]);
+    let qkv = random(&[batch, tokens, 3 * width], 24);
+    // Of the first four tokens alone, which see none of the others.
+    let of_the_first = (0..batch * tokens * width).map(|i| f32::from(u8::from(i / width % tokens < 4)));
+    let grad = given(of_the_first.collect(), &[batch, tokens, width]);
+    let by_qkv = values(Flex::self_attention_backward(qkv, Some(mask), heads, grad));
+    for (i, token) in by_qkv.chunks(3 * width).enumerate() {
+        let nothing = token.iter().all(|&value| value == 0.0);
+        assert_eq!(nothing, i % tokens >= 4, "token {i}: {token:?}");
+    }
+    let row = given(vec![0.0, -1e9, -86.0], &[1, 3]);
+    assert_eq!(values(Flex::softmax_last(row))[..2], [1.0, 0.0]);
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    for row in [[f32::NAN, 0.0, 1.0], [0.0, f32::NAN, 1.0]] {
+        let y = values(Flex::softmax_last(given(row.to_vec(), &[1, 3])));
+        assert!(y.iter().all(|value| value.is_nan()), "{y:?}");
+        assert!(
+            values(Flex::gelu_erf(given(row.to_vec(), &[3])))
+                .iter()
+                .any(|value| value.is_nan())
+        );
     }
 }
 
