@@ -31,6 +31,10 @@ pub const BACKGROUND: &str = "background";
 /// Least and largest share of a sample's area in a view.
 pub const SCALES: (f32, f32) = (0.35, 1.0);
 
+/// Joined to a stage's number for the choice of a sample: were it drawn from the numbers that decide how the sample is viewed, some
+/// photos would never be seen from close up, and others never otherwise.
+const CHOICE: u64 = 1 << 10;
+
 /// Samples by step: photos of the training split in shuffled epochs, mixed with drawn scenes.
 pub struct Feed {
     dataset: Option<Arc<Dataset>>,
@@ -114,7 +118,7 @@ impl Feed {
         names
     }
 
-    /// The random generator of one slot of one step of one stage.
+    /// The random generator of one slot of one step of one stage, for what is done with its sample.
     #[must_use]
     pub fn rng(&self, stage: u64, step: u64, slot: usize) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ (stage << 48));
@@ -125,7 +129,7 @@ impl Feed {
     /// The sample of one slot, in a share of the cases with a thing from another photo pasted in. `unlabelled` is the
     /// share of photos without class masks.
     pub fn sample(&self, stage: u64, step: u64, slot: usize, batch: usize, unlabelled: f64) -> Sample {
-        let mut rng = self.rng(stage, step, slot);
+        let mut rng = self.rng(stage | CHOICE, step, slot);
         let sample = self.plain_sample(step, slot, batch, unlabelled, &mut rng);
         let (Some(dataset), false) = (&self.dataset, self.labelled.is_empty()) else {
             return sample;
