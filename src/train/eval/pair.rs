@@ -12,7 +12,7 @@ use super::clip_tower::ClipTower;
 use super::instance::{Mean, mask};
 use super::report::Entry;
 use super::segmenter::{Prompt, Segmenter};
-use super::semantic::classes_of;
+use super::semantic::{classes_of, mean_head};
 use super::truth::{Tally, Truth};
 use super::wording::competitors;
 use super::{EvalError, ImageText, chosen};
@@ -39,8 +39,10 @@ const LEAST_AREA: usize = 32;
 pub struct Pair {
     /// Photos with labels.
     pub photos: usize,
-    /// Classes with their IoU.
+    /// The classes that some photo shows, with their IoU.
     pub classes: Vec<(String, f64)>,
+    /// Classes that were asked for.
+    pub asked: usize,
     /// Masks per photo, K.
     pub masks: Mean,
     /// Milliseconds per photo.
@@ -86,9 +88,15 @@ pub fn pair(
             truth.count_pixel(label, predicted, &mut tallies, &mut none);
         }
     }
+    let asked = classes.len();
+    let shown = classes
+        .into_iter()
+        .zip(&tallies)
+        .filter(|(_, tally)| tally.labelled > 0);
     Ok(Pair {
         photos,
-        classes: classes.into_iter().zip(tallies.iter().map(Tally::iou)).collect(),
+        classes: shown.map(|(name, tally)| (name, tally.iou())).collect(),
+        asked,
         masks,
         time_ms: times.value(),
     })
@@ -166,7 +174,7 @@ impl Pair {
             return Vec::new();
         }
         let mean = self.classes.iter().map(|c| c.1).sum::<f64>() / self.classes.len().max(1) as f64;
-        let head = format!("mean of {} classes, {} photos", self.classes.len(), self.photos);
+        let head = mean_head(self.classes.len(), self.asked, self.photos);
         let mut entries = vec![
             Entry::percent(head, mean),
             Entry::new("CLIP passes per photo (K)", self.masks.value(), 1),

@@ -4,8 +4,8 @@
 //! prompts compete in every photo, whatever it shows; a pixel gets the name of the highest probability, or none if the
 //! background prompts together have more. Pixels without a label do not count; a prediction on background, or on a
 //! label outside the table, is a false positive unless the photo's collection does not annotate the name or the two
-//! names overlap. IoU is summed over all photos. The constant-class figure is the IoU of predicting that class
-//! everywhere.
+//! names overlap. IoU is summed over all photos; a mean is over the classes that some photo shows. The constant-class
+//! figure is the IoU of predicting that class everywhere.
 
 use super::report::Entry;
 use super::segmenter::Segmenter;
@@ -80,11 +80,16 @@ pub struct Semantic {
 }
 
 impl Semantic {
-    /// Means over the classes: constant, CLIP head, both heads.
+    /// The classes that some photo shows: the others have no IoU.
+    pub fn shown(&self) -> impl Iterator<Item = &ClassResult> {
+        self.classes.iter().filter(|c| c.photos > 0)
+    }
+
+    /// Means over the classes that some photo shows: constant, CLIP head, both heads.
     #[must_use]
     pub fn means(&self) -> [f64; 3] {
-        let n = self.classes.len().max(1) as f64;
-        let mean = |f: fn(&ClassResult) -> f64| self.classes.iter().map(f).sum::<f64>() / n;
+        let n = self.shown().count().max(1) as f64;
+        let mean = |f: fn(&ClassResult) -> f64| self.shown().map(f).sum::<f64>() / n;
         [mean(|c| c.constant), mean(|c| c.clip_head), mean(|c| c.both_heads)]
     }
 
@@ -95,21 +100,22 @@ impl Semantic {
             return Vec::new();
         }
         let [_, clip, both] = self.means();
-        let head = format!("mean of {} classes, {} photos", self.classes.len(), self.photos);
+        let shown = self.shown().count();
+        let head = mean_head(shown, self.classes.len(), self.photos);
         let mut entries = vec![
             Entry::percent(format!("{head}: CLIP head"), clip),
             Entry::percent(format!("{head}: both heads"), both),
         ];
         if let Some(background) = self.background {
             for (heads, mean, iou) in [("CLIP head", clip, background[0]), ("both heads", both, background[1])] {
-                let n = self.classes.len() as f64;
+                let n = shown as f64;
                 entries.push(Entry::percent(
                     format!("mean with background: {heads}"),
                     (n * mean + iou) / (n + 1.0),
                 ));
             }
         }
-        for c in &self.classes {
+        for c in self.shown() {
             entries.push(Entry::percent(
                 format!("{}, {} photos: CLIP head", c.name, c.photos),
                 c.clip_head,
@@ -140,6 +146,15 @@ impl Semantic {
     }
 }
 
+/// What a mean IoU is a mean of.
+pub(super) fn mean_head(shown: usize, classes: usize, photos: usize) -> String {
+    if shown == classes {
+        format!("mean of {classes} classes, {photos} photos")
+    } else {
+        format!("mean of the {shown} of {classes} classes that {photos} photos show")
+    }
+}
+
 /// A running measurement of one model: photos go in one by one, tallies add up.
 pub struct Measurement<'a> {
     manifest: &'a Manifest,
@@ -154,7 +169,8 @@ pub struct Measurement<'a> {
     complete: bool,
     photos: usize,
     shown: Vec<usize>,
-    pixels: u64,
+    /// Each class predicted everywhere.
+    everywhere: Vec<Tally>,
 }
 
 impl<'a> Measurement<'a> {
@@ -174,7 +190,7 @@ impl<'a> Measurement<'a> {
             complete: true,
             photos: 0,
             shown: vec![0; classes.len()],
-            pixels: 0,
+            everywhere: vec![Tally::default(); classes.len()],
         }
     }
 
@@ -221,7 +237,7 @@ impl<'a> Measurement<'a> {
         truth.count(&both, &none, of_both, &mut self.background[1]);
         self.photos += 1;
         self.complete &= truth.annotated.iter().all(|a| *a);
-        self.pixels += truth.label.iter().filter(|l| !matches!(l, Label::Unknown)).count() as u64;
+        truth.count_everywhere(&mut self.everywhere);
         for (class, shown) in self.shown.iter_mut().enumerate() {
             *shown += usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
         }
@@ -233,7 +249,7 @@ impl<'a> Measurement<'a> {
         let classes = self.classes.iter().enumerate().map(|(i, name)| ClassResult {
             name: name.clone(),
             photos: self.shown[i],
-            constant: self.tallies[0][i].labelled as f64 / self.pixels.max(1) as f64,
+            constant: self.everywhere[i].iou(),
             clip_head: self.tallies[0][i].iou(),
             both_heads: self.tallies[1][i].iou(),
         });
@@ -329,6 +345,41 @@ fn background_probability(logits: &[Vec<f32>]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mean_is_of_the_classes_that_are_shown() {
+        let class = |name: &str, photos, iou| ClassResult {
+            name: name.into(),
+            photos,
+            constant: iou / 2.0,
+            clip_head: iou,
+            both_heads: iou,
+        };
+        let mut found = Semantic {
+            photos: 7,
+            classes: vec![class("car", 5, 0.6), class("sky", 2, 0.4), class("horse", 0, 0.0)],
+            background: Some([0.2; 2]),
+            provider: "tract-cpu".into(),
+        };
+        assert_eq!(found.means(), [0.25, 0.5, 0.5]);
+        let rows = |found: &Semantic| found.entries().into_iter().map(|e| e.name).collect::<Vec<_>>();
+        assert_eq!(
+            rows(&found)[0],
+            "mean of the 2 of 3 classes that 7 photos show: CLIP head"
+        );
+        assert!(rows(&found).iter().all(|row| !row.starts_with("horse")));
+        let with_background = found
+            .entries()
+            .into_iter()
+            .find(|e| e.name.contains("with background"))
+            .unwrap();
+        assert_eq!(
+            with_background,
+            Entry::percent("mean with background: CLIP head", 1.2 / 3.0)
+        );
+        found.classes.pop();
+        assert_eq!(rows(&found)[0], "mean of 2 classes, 7 photos: CLIP head");
+    }
 
     #[test]
     fn the_background_takes_what_the_names_leave() {

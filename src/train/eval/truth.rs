@@ -89,6 +89,29 @@ impl Truth {
         }
     }
 
+    /// Adds to each class's tally what predicting it everywhere is worth, by the rules of [`Truth::count_pixel`].
+    pub(super) fn count_everywhere(&self, tallies: &mut [Tally]) {
+        let (mut background, mut others) = (0, vec![0; self.tolerated.len()]);
+        let mut labelled = vec![0; tallies.len()];
+        for label in &self.label {
+            match label {
+                Label::Unknown => {}
+                Label::Background => background += 1,
+                Label::Class(class) => labelled[*class] += 1,
+                Label::Other(index) => others[usize::from(*index)] += 1,
+            }
+        }
+        let of_classes: u64 = labelled.iter().sum();
+        for (class, tally) in tallies.iter_mut().enumerate() {
+            let counted = |(count, tolerated): (&u64, &Vec<bool>)| if tolerated[class] { 0 } else { *count };
+            let of_others: u64 = others.iter().zip(&self.tolerated).map(counted).sum();
+            let of_background = if self.annotated[class] { background } else { 0 };
+            tally.labelled += labelled[class];
+            tally.both += labelled[class];
+            tally.predicted += of_classes + of_background + of_others;
+        }
+    }
+
     /// Adds one pixel's predicted class, or none for background.
     pub(super) fn count_pixel(
         &self,
@@ -177,6 +200,32 @@ mod tests {
             }
         );
         assert!((tallies[1].iou() - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn one_class_everywhere_is_worth_what_its_prediction_would_be() {
+        let labels = || {
+            vec![
+                Label::Class(1),
+                Label::Class(4),
+                Label::Unknown,
+                Label::Background,
+                Label::Other(0),
+                Label::Other(1),
+            ]
+        };
+        let mut everywhere_at_once = [Tally::default(); CLASSES];
+        truth(labels()).count_everywhere(&mut everywhere_at_once);
+        for (class, found) in everywhere_at_once.iter().enumerate() {
+            let mut tallies = [Tally::default(); CLASSES];
+            truth(labels()).count(
+                &everywhere(class, 1.0, 6),
+                &[0.5; 6],
+                &mut tallies,
+                &mut Tally::default(),
+            );
+            assert_eq!(*found, tallies[class], "class {class}");
+        }
     }
 
     #[test]
