@@ -194,7 +194,7 @@ impl Calibration<'_> {
             subject.tokenizer,
             subject.manifest,
             subject.templates,
-            &eval::CLASSES,
+            &subject.classes,
         )?;
         let mut ids = Vec::new();
         for &index in &subject.photos {

@@ -2,7 +2,7 @@
 //!
 //! With labels: mean IoU of both heads may fall by at most [`IOU_LOSS`], and no photo's highest class may change beyond
 //! a tie ([`super::measure::TIE`]). One photo is one too many, because a class that the reference leads by more than a
-//! tie is an answer that users have seen and set thresholds by. Without labels the IoU cannot be measured; then the
+//! tie is an answer that users have seen and set thresholds by. Where no photo is labelled with a name that is asked for, the IoU cannot be measured; then the
 //! variant's masks have to agree with the reference's by [`AGREEMENT`] on average. An int8 bundle has to be worth it:
 //! at most [`INT8_SIZE`] of the bytes of fp32.
 
@@ -33,7 +33,7 @@ pub fn objections(loss: &Loss, size_ratio: f64, int8: bool) -> Vec<String> {
             loss.labelled
         )),
         None if loss.mask_agreement < AGREEMENT || loss.mask_agreement.is_nan() => found.push(format!(
-            "without labelled photos its masks have to agree with the reference's by {AGREEMENT}, found {:.4} on {} \
+            "without photos that are labelled with a known name its masks have to agree with the reference's by {AGREEMENT}, found {:.4} on {} \
              photos",
             loss.mask_agreement, loss.photos
         )),

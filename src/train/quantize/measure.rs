@@ -16,7 +16,7 @@ use crate::contract::{GraphKind, Manifest};
 use crate::runtime::{Engine, RuntimeError};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::dataset::Dataset;
-use crate::train::eval::{self, CLASSES, Measurement, Semantic};
+use crate::train::eval::{self, Measurement, Semantic};
 use crate::vision::features::Features;
 use crate::vision::geometry::ModelPoint;
 use crate::vision::query::{DecoderPrompt, PromptRules, Queries, ScoreMap, score};
@@ -80,7 +80,7 @@ pub struct Loss {
     pub photos: usize,
     /// Photos with labels among them.
     pub labelled: usize,
-    /// Mean IoU of both heads: reference, variant; `None` without labels.
+    /// Mean IoU of both heads: reference, variant; `None` where no photo is labelled with one of the names.
     pub mean_iou: Option<[f64; 2]>,
     /// Mean IoU of the variant's masks with the reference's; `None` if no prompt was asked.
     pub mask_agreement: f64,
@@ -122,6 +122,8 @@ pub struct Subject<'a> {
     pub dataset: &'a Dataset,
     /// Indices of the measured photos.
     pub photos: Vec<usize>,
+    /// Names that compete in every photo.
+    pub classes: Vec<String>,
     /// Sentence templates of a name.
     pub templates: &'a [&'a str],
 }
@@ -159,14 +161,15 @@ pub fn prompts_of_one_run(scores: &ScoreMap, manifest: &Manifest) -> Vec<Decoder
 /// # Errors
 /// [`QuantizeError::Eval`] for a name that is too long.
 pub fn token_ids(subject: &Subject<'_>) -> Result<Vec<Vec<u32>>, QuantizeError> {
-    let names = CLASSES.into_iter().chain(eval::competitors(subject.manifest, &CLASSES));
+    let classes = subject.classes.iter().map(String::as_str);
+    let names = classes.chain(eval::competitors(subject.manifest, &subject.classes));
     let texts = names.flat_map(|n| subject.templates.iter().map(move |t| t.replace("{}", n)));
     let ids = texts.map(|t| Ok(subject.tokenizer.encode(&t).map_err(eval::EvalError::from)?.to_vec()));
     ids.collect()
 }
 
-fn best(scores: &ScoreMap) -> Vec<f32> {
-    (0..CLASSES.len()).map(|c| scores.best(c)).collect()
+fn best(scores: &ScoreMap, subject: &Subject<'_>) -> Vec<f32> {
+    (0..subject.classes.len()).map(|c| scores.best(c)).collect()
 }
 
 impl Reference {
@@ -176,9 +179,15 @@ impl Reference {
     /// [`QuantizeError`] if a photo or a graph cannot be used or the disk of the spool is full.
     pub fn measure(subject: &Subject<'_>, mut engine: Engine, mut spool: Spool) -> Result<Self, QuantizeError> {
         let text = &mut *engine.text;
-        let queries = eval::queries(text, subject.tokenizer, subject.manifest, subject.templates, &CLASSES)?;
+        let queries = eval::queries(
+            text,
+            subject.tokenizer,
+            subject.manifest,
+            subject.templates,
+            &subject.classes,
+        )?;
         let texts = text.embed(&token_ids(subject)?)?;
-        let mut measurement = Measurement::new(subject.manifest, queries.clone(), &CLASSES);
+        let mut measurement = Measurement::new(subject.manifest, queries.clone(), &subject.classes);
         for &index in &subject.photos {
             let sample = subject.dataset.get(index).map_err(eval::EvalError::from)?;
             let (scores, _) = measurement.photo(&mut engine, &sample, subject.dataset.names())?;
@@ -189,7 +198,7 @@ impl Reference {
             spool.push(&features.image_embeddings)?;
             spool.push(&features.patch_embeddings)?;
             spool.push(&features.image_embedding)?;
-            spool.push(&best(&scores))?;
+            spool.push(&best(&scores, subject))?;
             spool.push(&decoded.iter().flat_map(|d| d.iou_predictions).collect::<Vec<_>>())?;
             for d in &decoded {
                 spool.push(&d.low_res_logits)?;
@@ -213,8 +222,14 @@ impl Reference {
         for (found, expected) in text.embed(&token_ids(subject)?)?.iter().zip(&self.texts) {
             errors.add("text_embedding", found, expected);
         }
-        let queries = eval::queries(text, subject.tokenizer, subject.manifest, subject.templates, &CLASSES)?;
-        let mut measurement = Measurement::new(subject.manifest, queries, &CLASSES);
+        let queries = eval::queries(
+            text,
+            subject.tokenizer,
+            subject.manifest,
+            subject.templates,
+            &subject.classes,
+        )?;
+        let mut measurement = Measurement::new(subject.manifest, queries, &subject.classes);
         let mut reader = self.spool.read()?;
         let (mut changed, mut differs, mut agreement) = (0, 0, Mean::default());
         for &index in &subject.photos {
@@ -227,7 +242,7 @@ impl Reference {
             };
             let features = measurement.features();
             add_features(&mut errors, features, &expected);
-            let ranked = Ranking::of(&reader.next_array()?, &best(&scores));
+            let ranked = Ranking::of(&reader.next_array()?, &best(&scores, subject));
             changed += usize::from(ranked == Ranking::Changed);
             differs += usize::from(ranked != Ranking::Kept);
             // the same prompts: from the reference's features and names
@@ -244,12 +259,11 @@ impl Reference {
         }
         let (photos, semantic) = (subject.photos.len(), measurement.finish(&engine.provider));
         let share = |n: usize| n as f64 / photos.max(1) as f64;
-        let iou = |s: &Semantic| s.means()[2];
         Ok(Loss {
             relative_error: errors.relative(),
             photos,
             labelled: semantic.photos,
-            mean_iou: (semantic.photos > 0).then(|| [iou(&self.semantic), iou(&semantic)]),
+            mean_iou: mean_iou(&self.semantic).zip(mean_iou(&semantic)).map(|(a, b)| [a, b]),
             mask_agreement: agreement.value(),
             ranking_changed: share(changed),
             top_differs: share(differs),
@@ -261,6 +275,12 @@ impl Reference {
     pub fn semantic(&self) -> &Semantic {
         &self.semantic
     }
+}
+
+/// Mean IoU of both heads over the names that some photo is labelled with, if there is one.
+#[must_use]
+pub fn mean_iou(found: &Semantic) -> Option<f64> {
+    found.shown().next().map(|_| found.means()[2])
 }
 
 /// Adds the encoder's three outputs.
@@ -404,6 +424,26 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mean_iou_needs_a_photo_that_shows_one_of_the_names() {
+        use crate::train::eval::ClassResult;
+        let class = |photos, iou| ClassResult {
+            name: "pallet".into(),
+            photos,
+            constant: 0.0,
+            clip_head: 0.0,
+            both_heads: iou,
+        };
+        let found = |classes| Semantic {
+            photos: 3,
+            classes,
+            background: None,
+            provider: "tract-cpu".into(),
+        };
+        assert_eq!(mean_iou(&found(vec![class(0, 0.0), class(0, 0.0)])), None);
+        assert_eq!(mean_iou(&found(vec![class(0, 0.0), class(2, 0.5)])), Some(0.5));
+    }
 
     #[test]
     fn a_ranking_changes_only_beyond_a_tie() {

@@ -33,7 +33,8 @@ use crate::contract::{Compute, GraphKind, Manifest};
 use crate::text::templates::TEMPLATES;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::dataset::{Dataset, Split};
-use crate::train::eval;
+use crate::train::eval::semantic::classes_of;
+use crate::train::eval::{self, CLASSES};
 
 pub use error::QuantizeError;
 use measure::Subject;
@@ -111,7 +112,18 @@ fn subject<'a>(
         tokenizer,
         dataset,
         photos: Vec::new(),
+        classes: names(dataset),
         templates: &TEMPLATES[..options.templates.clamp(1, TEMPLATES.len())],
+    }
+}
+
+/// What variants are asked for: the names that `train eval` asks the photos for, or its table's where the photos have none.
+fn names(dataset: &Dataset) -> Vec<String> {
+    let found = classes_of(dataset);
+    if found.is_empty() {
+        CLASSES.map(str::to_owned).into()
+    } else {
+        found
     }
 }
 

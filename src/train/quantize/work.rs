@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::calibrate::{Calibration, GraphStatistics, reference_graph};
 use super::error::QuantizeError;
-use super::measure::{Loss, Reference, Subject};
+use super::measure::{Loss, Reference, Subject, mean_iou};
 use super::onnx_file::OnnxFile;
 use super::options::{Options, Variant};
 use super::publish::Staging;
@@ -72,11 +72,11 @@ impl Work<'_> {
         let mut reference = Reference::measure(&self.unseen, self.runner.engine(self.bundle, &files)?, spool)?;
         let mut report = Report {
             heading: format!(
-                "reference {} on {}: mean IoU {:.4} on {} labelled of {} validation photos; calibrated on {} training \
+                "reference {} on {}: mean IoU {} on {} labelled of {} validation photos; calibrated on {} training \
                  photos",
                 self.reference,
                 self.runner.name,
-                reference.semantic().means()[2],
+                mean_iou(reference.semantic()).map_or("unknown".into(), |iou| format!("{iou:.4}")),
                 reference.semantic().photos,
                 self.unseen.photos.len(),
                 self.calibrated
