@@ -65,6 +65,12 @@ pub fn run(options: &Options) -> Result<(f32, String)> {
 
 /// The lowest threshold of the sweep with at most `alarms` false alarms of ten absent queries.
 fn choose(presence: &Presence, alarms: f64) -> Result<f32> {
+    ensure!(
+        presence.rows.iter().any(|row| row.alone.absent.of > 0),
+        "none of {} training photos says what it certainly lacks, so no alarm is known to be false; name what was looked for \
+         in `vocab` of each KEY.json (docs/training.md, Data)",
+        presence.photos
+    );
     let raised = |row: &PresenceRow| 10.0 * row.alone.absent.value();
     let quiet = presence.rows.iter().find(|row| raised(row) <= alarms);
     let least = presence.rows.iter().map(raised).fold(f64::MAX, f64::min);
@@ -98,5 +104,24 @@ mod tests {
         assert_eq!(choose(&presence, 2.0).unwrap(), 0.3);
         let refused = choose(&presence, 0.1).unwrap_err().to_string();
         assert!(refused.contains("fewer than 0.20 alarms"), "{refused}");
+    }
+
+    #[test]
+    fn photos_that_lack_nothing_for_certain_choose_no_threshold() {
+        let row = |threshold| PresenceRow {
+            threshold,
+            together: Published::default(),
+            alone: Published::default(),
+        };
+        let presence = Presence {
+            photos: 10,
+            bundle_threshold: 0.5,
+            rows: vec![row(0.3), row(0.4)],
+        };
+        let refused = choose(&presence, 0.5).unwrap_err().to_string();
+        assert!(
+            refused.contains("none of 10 training photos") && refused.contains("vocab"),
+            "{refused}"
+        );
     }
 }
