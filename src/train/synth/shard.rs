@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Cursor, Write};
+use std::io::{BufWriter, Cursor, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::{draw, names};
 
@@ -22,6 +24,15 @@ pub enum ShardError {
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
+    },
+    /// The folder's masks are of other names.
+    #[error(
+        "{path}: holds other names than drawn scenes have, and one table serves all tars of a folder; write the scenes into another \
+         folder (train run takes tars of several)"
+    )]
+    OtherNames {
+        /// The table.
+        path: PathBuf,
     },
     /// A picture cannot be encoded.
     #[error("scene {key}: {source}")]
@@ -40,7 +51,7 @@ pub enum ShardError {
 pub fn write(out: impl Write, seed: u64, first: u64, count: u64, side: usize) -> Result<(), ShardError> {
     let mut tar = tar::Builder::new(out);
     for index in first..first + count {
-        let scene = draw(seed.wrapping_add(index), side);
+        let scene = draw(scene_seed(seed, index), side);
         let key = format!("synth_{seed}_{index:06}");
         let (width, height) = (scene.photo.width as u32, scene.photo.height as u32);
         let wrong = |source| ShardError::Picture {
@@ -71,22 +82,34 @@ pub fn write(out: impl Write, seed: u64, first: u64, count: u64, side: usize) ->
     Ok(tar.finish()?)
 }
 
+/// The seed of scene `index` of a shard: shards of neighbouring seeds have no scene in common.
+fn scene_seed(seed: u64, index: u64) -> u64 {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index);
+    rng.random()
+}
+
 /// Writes scenes `0..count` of `seed` to the tar `path`, and the table of their names to `classes.json` beside it, whose path
 /// is returned.
 ///
 /// # Errors
-/// [`ShardError`] if either cannot be written.
+/// [`ShardError`] if either cannot be written, or there is a table of other names; then nothing is written.
 pub fn write_files(path: &Path, seed: u64, count: u64, side: usize) -> Result<PathBuf, ShardError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ShardError::File { path, source }
     };
-    let file = File::create(path).map_err(failed(path))?;
-    write(BufWriter::new(file), seed, 0, count, side)?;
     let names = names();
     let table: BTreeMap<usize, &str> = names.iter().enumerate().collect();
     let json = serde_json::to_vec_pretty(&table).expect("a table of names is JSON");
     let classes = path.with_file_name("classes.json");
+    match std::fs::read(&classes) {
+        Ok(found) if found != json => return Err(ShardError::OtherNames { path: classes }),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&classes)(error)),
+        Ok(_) | Err(_) => {}
+    }
+    let file = File::create(path).map_err(failed(path))?;
+    write(BufWriter::new(file), seed, 0, count, side)?;
     std::fs::write(&classes, json).map_err(failed(&classes))?;
     Ok(classes)
 }
@@ -113,8 +136,30 @@ mod tests {
         std::fs::write(folder.path().join("classes.json"), serde_json::to_vec(&table).unwrap()).unwrap();
         let dataset = Dataset::open(&[path.display().to_string()]).unwrap();
         assert_eq!(dataset.len(), 4);
-        let (found, drawn) = (dataset.get(2).unwrap(), draw(5, 65));
+        let (found, drawn) = (dataset.get(2).unwrap(), draw(scene_seed(3, 2), 65));
         assert_eq!(found.mask, drawn.mask);
         assert_eq!(found.info.captions, drawn.info.captions);
+    }
+
+    #[test]
+    fn shards_of_neighbouring_seeds_share_no_scene() {
+        let of = |seed| (0..50).map(move |index| scene_seed(seed, index));
+        let all: std::collections::BTreeSet<u64> = (0..4).flat_map(of).collect();
+        assert_eq!(all.len(), 200);
+    }
+
+    #[test]
+    fn a_table_of_other_names_is_kept_and_nothing_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shard, classes) = (folder.path().join("synth.tar"), folder.path().join("classes.json"));
+        std::fs::write(&classes, r#"{"0":"unlabelled","1":"background","2":"cat"}"#).unwrap();
+        let refused = write_files(&shard, 0, 1, 65).unwrap_err();
+        assert!(matches!(refused, ShardError::OtherNames { .. }), "{refused}");
+        assert!(std::fs::read_to_string(&classes).unwrap().contains("cat") && !shard.exists());
+        std::fs::remove_file(&classes).unwrap();
+        // its own table is no obstacle
+        for seed in [0, 1] {
+            write_files(&shard, seed, 1, 65).unwrap();
+        }
     }
 }
