@@ -62,7 +62,8 @@ pub enum SessionError {
     Features(#[from] StoreError),
     /// The loss is not a number.
     #[error(
-        "stage {stage}, step {step}: loss is {loss}; the last checkpoint is kept, lower learning_rate and run again"
+        "stage {stage}, step {step}: loss is {loss}, expected a number; lower the stage's learning_rate in the recipe and delete {path}, \
+         if it is there, which is bound to the old one; earlier stages are kept"
     )]
     NotFinite {
         /// The stage.
@@ -71,6 +72,8 @@ pub enum SessionError {
         step: u64,
         /// The loss.
         loss: f32,
+        /// The stage's checkpoint.
+        path: PathBuf,
     },
 }
 
@@ -453,6 +456,7 @@ impl<B: Kernels> Session<B> {
                         stage: self.name.clone(),
                         step,
                         loss: value,
+                        path: self.path.clone(),
                     });
                 }
                 let base = stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup);
