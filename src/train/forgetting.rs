@@ -75,7 +75,8 @@ impl BoxMasks {
         let (mut sum, mut regions) = (0.0, 0.0);
         for (pixels, prompts) in &self.pictures {
             let image = graph.input(pixels.clone(), &[1, 3, side, side]);
-            let embeddings = encoder::neck(&graph, &self.sam, &encoder::tokens(&graph, &self.sam, &image));
+            let tokens = encoder::tokens(&graph, &self.sam, &image);
+            let embeddings = encoder::embeddings(&graph, &self.sam, &image, &tokens);
             let (masks, _) = sam_loss::decode(&graph, &self.sam, &embeddings, prompts);
             let found = sam_loss::measured_iou(&graph.values(&masks), &prompts.target, 16 * self.sam.grid().pow(2));
             sum += found.chunks(4).map(|outputs| outputs[0]).sum::<f32>();
