@@ -2,7 +2,7 @@
 //!
 //! Everything is a function of (seed, stage, step), so a resumed run sees the same batches.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::seq::IndexedRandom as _;
 use rand::{Rng, RngExt, SeedableRng};
@@ -38,11 +38,35 @@ const CHOICE: u64 = 1 << 10;
 /// Samples by step: photos of the training split in shuffled epochs, mixed with drawn scenes.
 pub struct Feed {
     dataset: Option<Arc<Dataset>>,
-    labelled: Vec<usize>,
-    other: Vec<usize>,
+    labelled: Pool,
+    other: Pool,
     synth_share: f64,
     variation: Variation,
     seed: u64,
+}
+
+/// Photos that are gone through in shuffled epochs.
+struct Pool {
+    indices: Vec<usize>,
+    /// The order of the epoch that was asked for last: a shuffle of millions for every photo would cost more than the photo.
+    order: Mutex<(u64, Arc<[usize]>)>,
+}
+
+impl Pool {
+    fn new(indices: Vec<usize>) -> Self {
+        let order = Mutex::new((u64::MAX, Arc::default()));
+        Self { indices, order }
+    }
+
+    /// The photo that comes after `count` others; none in an empty pool.
+    fn at(&self, count: usize, seed: u64) -> Option<usize> {
+        let epoch = count.checked_div(self.indices.len())? as u64;
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        if order.0 != epoch {
+            *order = (epoch, epoch_order(&self.indices, seed, epoch).into());
+        }
+        Some(order.1[count % self.indices.len()])
+    }
 }
 
 /// A name per pixel of a view, and what is known not to be there.
@@ -92,8 +116,8 @@ impl Feed {
         };
         Self {
             dataset,
-            labelled,
-            other,
+            labelled: Pool::new(labelled),
+            other: Pool::new(other),
             synth_share,
             variation: recipe.variation,
             seed: recipe.seed,
@@ -131,7 +155,7 @@ impl Feed {
     pub fn sample(&self, stage: u64, step: u64, slot: usize, batch: usize, unlabelled: f64) -> Sample {
         let mut rng = self.rng(stage | CHOICE, step, slot);
         let sample = self.plain_sample(step, slot, batch, unlabelled, &mut rng);
-        let (Some(dataset), false) = (&self.dataset, self.labelled.is_empty()) else {
+        let (Some(dataset), false) = (&self.dataset, self.labelled.indices.is_empty()) else {
             return sample;
         };
         // In a fashion photo, everything labelled may be read as one person, also what is pasted in.
@@ -139,7 +163,7 @@ impl Feed {
         if !fits || !rng.random_bool(self.variation.pasted) {
             return sample;
         }
-        let from = self.labelled[rng.random_range(0..self.labelled.len())];
+        let from = self.labelled.indices[rng.random_range(0..self.labelled.indices.len())];
         let figure = dataset
             .get(from)
             .ok()
@@ -152,19 +176,18 @@ impl Feed {
 
     fn plain_sample(&self, step: u64, slot: usize, batch: usize, unlabelled: f64, rng: &mut ChaCha8Rng) -> Sample {
         let scene = rng.random_bool(self.synth_share);
-        let pool = if rng.random_bool(unlabelled) && !self.other.is_empty() || self.labelled.is_empty() {
-            &self.other
+        let (labelled, other) = (&self.labelled, &self.other);
+        let pool = if rng.random_bool(unlabelled) && !other.indices.is_empty() || labelled.indices.is_empty() {
+            other
         } else {
-            &self.labelled
+            labelled
         };
-        if let (false, Some(dataset)) = (scene || pool.is_empty(), &self.dataset) {
-            let count = step as usize * batch + slot;
-            let epoch = (count / pool.len()) as u64;
-            let order = epoch_order(pool, self.seed, epoch);
-            // A photo that does not decode is replaced by a scene; `Dataset::skip_corrupt` has named it at the start.
-            if let Ok(sample) = dataset.get(order[count % pool.len()]) {
-                return sample;
-            }
+        let photo = pool.at(step as usize * batch + slot, self.seed).filter(|_| !scene);
+        // A photo that does not decode is replaced by a scene; `Dataset::skip_corrupt` has named it at the start.
+        if let (Some(photo), Some(dataset)) = (photo, &self.dataset)
+            && let Ok(sample) = dataset.get(photo)
+        {
+            return sample;
         }
         synth::draw(rng.random(), 320)
     }
@@ -778,6 +801,54 @@ mod tests {
             };
             assert_eq!((target, allowed), (&expected.0[..], &expected.1[..]), "cell {cell}");
         }
+    }
+
+    #[test]
+    fn how_a_photo_is_seen_does_not_follow_from_its_choice() {
+        let keys = (0..).map(|n| format!("p{n}")).filter(|key| split(key) == Split::Train);
+        let keys: Vec<String> = keys.take(8).collect();
+        let photos = keys.iter().map(|key| (format!("{key}.jpg"), jpeg(60, 30)));
+        let members: Vec<(String, Vec<u8>)> = photos.collect();
+        let members: Vec<(&str, Vec<u8>)> = members
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.clone()))
+            .collect();
+        let (_folder, pattern) = folder(&members);
+        let recipe = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+        let mut recipe = Recipe::read(&recipe).unwrap();
+        // Half of the samples are photos, half of the views letterboxed.
+        (recipe.synth_share, recipe.variation) = (0.5, Variation::default());
+        let feed = Feed::new(Some(Arc::new(Dataset::open(&[pattern]).unwrap())), &recipe);
+        let (mut letterboxed, mut photos) = (0, 0);
+        for step in 0..200 {
+            let sample = feed.sample(4, step, 0, 1, 0.0);
+            if keys.contains(&sample.key) {
+                let item = feed.item(&sample, 32, (1.0, 1.0), &mut feed.rng(4, step, 0));
+                photos += 1;
+                letterboxed += usize::from(item.view.content != (32, 32));
+            }
+        }
+        assert!((60..140).contains(&photos), "{photos}");
+        assert!(
+            photos / 4 < letterboxed && letterboxed < photos * 3 / 4,
+            "{letterboxed} of {photos}"
+        );
+    }
+
+    #[test]
+    fn an_epoch_has_every_photo_once_and_a_resumed_run_the_same_order() {
+        let pool = || Pool::new(vec![2, 3, 5, 7]);
+        let whole = pool();
+        let photos: Vec<usize> = (0..12).map(|count| whole.at(count, 9).unwrap()).collect();
+        for (epoch, photos) in photos.chunks(4).enumerate() {
+            assert_eq!(photos, epoch_order(&[2, 3, 5, 7], 9, epoch as u64));
+        }
+        let resumed = pool();
+        assert_eq!(
+            [6, 5].map(|count| resumed.at(count, 9).unwrap()),
+            [photos[6], photos[5]]
+        );
+        assert_eq!(Pool::new(Vec::new()).at(0, 9), None);
     }
 
     #[test]
