@@ -18,6 +18,7 @@ mod sample;
 mod shape;
 mod shard;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use rand::seq::SliceRandom as _;
@@ -283,22 +284,29 @@ impl Dataset {
             .collect()
     }
 
-    /// SHA-256 over keys and bytes of all samples in order (of pictures in folders: names and lengths), as 64 hexadecimal
-    /// digits; a checkpoint stores it.
+    /// SHA-256 over keys, words and bytes of all samples in order (of pictures in folders: names and lengths) and the table of
+    /// names, as 64 hexadecimal digits; a checkpoint stores it.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hasher = Sha256::new();
         for raw in &self.samples {
-            let mask = match (&raw.mask, &raw.segments) {
-                (Some(MaskSource::Png(stored) | MaskSource::Indexed(stored, _)), _) => stored.identity(),
-                (Some(MaskSource::Shapes(shapes)), _) => format!("{shapes:?}").into_bytes().into(),
-                (None, Some(SegmentSource::SegmentAnything(path))) => Stored::identity_of(path).into(),
-                (None, _) => Default::default(),
-            };
-            for part in [raw.key.as_bytes(), &raw.photo.identity(), &mask] {
+            let words = format!("{:?}", raw.info);
+            let mask = raw.mask.as_ref().map_or(Cow::default(), MaskSource::identity);
+            let segments = raw.segments.as_ref().map_or(Cow::default(), SegmentSource::identity);
+            for part in [
+                raw.key.as_bytes(),
+                words.as_bytes(),
+                &raw.photo.identity(),
+                &mask,
+                &segments,
+            ] {
                 hasher.update((part.len() as u64).to_be_bytes());
                 hasher.update(part);
             }
+        }
+        for name in self.names.iter() {
+            hasher.update((name.len() as u64).to_be_bytes());
+            hasher.update(name);
         }
         hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

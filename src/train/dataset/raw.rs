@@ -74,6 +74,16 @@ pub enum MaskSource {
     Shapes(Arc<[Shape]>),
 }
 
+impl MaskSource {
+    /// What a fingerprint takes of it.
+    pub(super) fn identity(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Png(stored) | Self::Indexed(stored, _) => stored.identity(),
+            Self::Shapes(shapes) => format!("{shapes:?}").into_bytes().into(),
+        }
+    }
+}
+
 /// Where the segment of every pixel comes from.
 #[derive(Debug, Clone)]
 pub enum SegmentSource {
@@ -85,6 +95,17 @@ pub enum SegmentSource {
     Shapes(Arc<[Shape]>),
     /// A JSON of SA-1B: `annotations[].segmentation` as COCO RLE.
     SegmentAnything(PathBuf),
+}
+
+impl SegmentSource {
+    /// What a fingerprint takes of it.
+    pub(super) fn identity(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Png(stored) | Self::Indexed(stored) => stored.identity(),
+            Self::Shapes(shapes) => format!("{shapes:?}").into_bytes().into(),
+            Self::SegmentAnything(path) => Stored::identity_of(path).into(),
+        }
+    }
 }
 
 /// A sample as it is stored.

@@ -1,7 +1,8 @@
 //! COCO's instances and LVIS: one JSON of photos, names and outlines; the photos beside it.
 //!
 //! COCO names every thing of its 80 classes, so all names are annotated in every photo and what no outline covers is
-//! background. LVIS annotates per photo only the names of its outlines and of `neg_category_ids`. Class masks hold at
+//! background. LVIS annotates per photo only the names of its outlines, without those of `not_exhaustive_category_ids`, of
+//! which it outlines some things and not others, and the names of `neg_category_ids`. Class masks hold at
 //! most 253 names: LVIS's 253 with the most outlines; outlines of the others are segments without a name. Where outlines
 //! overlap, the smaller one lies on top.
 
@@ -58,6 +59,8 @@ struct Image {
     coco_url: Option<String>,
     #[serde(default)]
     neg_category_ids: Vec<u64>,
+    #[serde(default)]
+    not_exhaustive_category_ids: Vec<u64>,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +145,7 @@ pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind) -> Result<Foun
             let annotated = annotations
                 .iter()
                 .map(|a| &a.category_id)
+                .filter(|id| !image.not_exhaustive_category_ids.contains(id))
                 .chain(&image.neg_category_ids);
             names.spoken(annotated)
         };

@@ -225,15 +225,21 @@ fn a_list_cannot_reach_photos_outside_its_folder() {
 fn lvis_knows_what_a_photo_lacks_only_where_somebody_looked() {
     let root = tempfile::tempdir().unwrap();
     let list = r#"{
-        "images": [{"id": 1, "coco_url": "http://images.cocodataset.org/val2017/a.jpg", "neg_category_ids": [2]}],
-        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}],
+        "images": [{"id": 1, "coco_url": "http://images.cocodataset.org/val2017/a.jpg", "neg_category_ids": [2]},
+                   {"id": 2, "coco_url": "http://images.cocodataset.org/val2017/b.jpg", "neg_category_ids": [2],
+                    "not_exhaustive_category_ids": [1]}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]},
+                        {"image_id": 2, "category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}],
         "categories": [{"id": 1, "name": "traffic_light"}, {"id": 2, "name": "zebra"}, {"id": 3, "name": "yacht"}]
     }"#;
     write(root.path(), "lvis_v1_val.json", list);
     write(root.path(), "val2017/a.jpg", jpeg(2, 1));
+    write(root.path(), "val2017/b.jpg", jpeg(2, 1));
     let found = dataset(root.path(), "").unwrap();
     let a = found.get(0).unwrap();
     assert_eq!(a.info.vocab, ["traffic light", "zebra"]);
+    // Of some names only some things are outlined: the rest of the photo may show more of them.
+    assert_eq!(found.get(1).unwrap().info.vocab, ["zebra"]);
     assert_eq!(
         (a.mask.unwrap().classes, a.segments.unwrap().ids),
         (vec![2, 1], vec![1, 0])
@@ -333,4 +339,37 @@ fn a_folder_gives_the_same_split_and_fingerprint_every_time() {
     assert_eq!(a.indices(Split::Validation).len(), validation);
     write(root.path(), "cat/0.jpg", jpeg(90, 90));
     assert_ne!(before, dataset(root.path(), "").unwrap().fingerprint());
+}
+
+#[test]
+fn a_fingerprint_is_of_words_names_and_segments_too() {
+    use crate::train::dataset::shard::tests::{grey_png, tar_of};
+    let root = tempfile::tempdir().unwrap();
+    let fingerprint = |words: &str, names: &str, segment: u8| {
+        let members = [
+            ("a.jpg", jpeg(2, 2)),
+            ("a.json", words.as_bytes().to_vec()),
+            ("a.mask.png", grey_png(2, 2, 1)),
+            ("a.seg.png", grey_png(2, 2, segment)),
+        ];
+        write(root.path(), "a.tar", tar_of(&members));
+        write(root.path(), "classes.json", names);
+        Dataset::open(&[root.path().join("a.tar").to_str().unwrap()])
+            .unwrap()
+            .fingerprint()
+    };
+    let (words, names) = (
+        r#"{"vocab":["cat"]}"#,
+        r#"{"0":"unlabelled","1":"background","2":"cat"}"#,
+    );
+    let before = fingerprint(words, names, 1);
+    assert_eq!(before, fingerprint(words, names, 1));
+    for other in [
+        fingerprint(r#"{"vocab":["cat","dog"]}"#, names, 1),
+        fingerprint(r#"{"vocab":["cat"],"captions":["a cat"]}"#, names, 1),
+        fingerprint(words, &names.replace("cat", "dog"), 1),
+        fingerprint(words, names, 2),
+    ] {
+        assert_ne!(before, other);
+    }
 }
