@@ -272,38 +272,47 @@ fn t07_the_webcam_is_found_again_under_another_number() {
 #[test]
 #[ignore = "needs the machine of tests/vm"]
 fn t08_a_webcam_that_stalls_or_sends_rubbish_is_noticed() {
-    let webcam = plug_in(true);
-    let mut rig = Rig::start(&webcam_camera("cam", "&format=MJPG&size=320x240"));
-    rig.frames("cam", 3);
-    webcam.manner.cut_every.store(3, Ordering::Relaxed);
-    assert!(rig.frames("cam", 12).iter().all(three_columns));
-    let stats = rig.stats("cam");
-    assert!(stats.corrupt >= 4 && stats.reopened == 0, "{stats:?}");
-    matrix(
-        "uvcvideo",
-        "MJPG",
-        "every third picture cut",
-        &format!("{} corrupt, none shown", stats.corrupt),
-    );
-    // Nothing but damage is as good as nothing.
-    webcam.manner.cut_every.store(1, Ordering::Relaxed);
-    rig.until_status("cam", "offline");
-    rig.until_log("no good frame for");
-    webcam.manner.cut_every.store(0, Ordering::Relaxed);
-    rig.until_status("cam", "online");
-    matrix(
-        "uvcvideo",
-        "MJPG",
-        "every picture cut",
-        &rig.figures("offline, then online"),
-    );
-    webcam.manner.frames_left.store(2, Ordering::Relaxed);
-    rig.until_status("cam", "offline");
-    rig.until_log("the camera hangs");
-    webcam.manner.frames_left.store(u32::MAX, Ordering::Relaxed);
-    rig.until_status("cam", "online");
-    assert!(rig.frames("cam", 3).iter().all(three_columns));
-    matrix("uvcvideo", "MJPG", "stalled", &rig.figures("offline, then online"));
+    // At its own rate, and at one that leaves most of its pictures out.
+    for (fps, least) in [(10, 4), (4, 2)] {
+        let webcam = plug_in(true);
+        let camera = webcam_camera("cam", "&format=MJPG&size=320x240");
+        let mut rig = Rig::start(&camera.replace("fps = 10", &format!("fps = {fps}")));
+        rig.frames("cam", 3);
+        webcam.manner.cut_every.store(3, Ordering::Relaxed);
+        assert!(rig.frames("cam", 12).iter().all(three_columns));
+        let stats = rig.stats("cam");
+        assert!(stats.corrupt >= least && stats.reopened == 0, "{stats:?}");
+        matrix(
+            "uvcvideo",
+            "MJPG",
+            &format!("every third picture cut, {fps} fps"),
+            &format!("{} corrupt, none shown", stats.corrupt),
+        );
+        // Nothing but damage is as good as nothing.
+        webcam.manner.cut_every.store(1, Ordering::Relaxed);
+        rig.until_status("cam", "offline");
+        rig.until_log("no good frame for");
+        webcam.manner.cut_every.store(0, Ordering::Relaxed);
+        rig.until_status("cam", "online");
+        matrix(
+            "uvcvideo",
+            "MJPG",
+            &format!("every picture cut, {fps} fps"),
+            &rig.figures("offline, then online"),
+        );
+        webcam.manner.frames_left.store(2, Ordering::Relaxed);
+        rig.until_status("cam", "offline");
+        rig.until_log("the camera hangs");
+        webcam.manner.frames_left.store(u32::MAX, Ordering::Relaxed);
+        rig.until_status("cam", "online");
+        assert!(rig.frames("cam", 3).iter().all(three_columns));
+        matrix(
+            "uvcvideo",
+            "MJPG",
+            &format!("stalled, {fps} fps"),
+            &rig.figures("offline, then online"),
+        );
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod find;
 mod listing;
 mod negotiate;
 mod pace;
+mod pulse;
 mod stamp;
 mod stream;
 
@@ -32,6 +33,7 @@ use device::{Device, FourCC, code_text};
 use find::Places;
 use negotiate::{agree, ask_rate, readable, refusal};
 use pace::{Numbering, Pace};
+use pulse::Pulse;
 use stream::{Filled, Stream};
 
 use super::{CaptureError, FrameSource, Losses, SourceUri, capture_time, jpeg, picture};
@@ -70,10 +72,7 @@ pub(super) struct Camera {
     pace: Pace,
     losses: Losses,
     silence: Duration,
-    /// When the last good frame came, or the camera was opened, on the monotonic clock.
-    heard: Duration,
-    /// Damage since the last good frame.
-    damage: Option<String>,
+    pulse: Pulse,
     ready: Option<Frame>,
 }
 
@@ -96,7 +95,7 @@ impl Camera {
         let stream = Stream::start(device, interface, BUFFERS).map_err(refused)?;
         let row = format.map_or(0, |f| f.row_bytes(size.width()));
         let slowest = rate.map_or(Duration::ZERO, |r| Duration::from_secs_f32(3.0 / r.max(1e-3)));
-        let heard = clock.now().monotonic;
+        let pulse = Pulse::new(clock.now().monotonic);
         Ok(Self {
             path,
             card: identity.card,
@@ -111,8 +110,7 @@ impl Camera {
             pace: Pace::new(uri.fps, rate),
             losses: Losses::default(),
             silence: uri.timeout.unwrap_or(SILENCE.max(slowest)),
-            heard,
-            damage: None,
+            pulse,
             ready: None,
         })
     }
@@ -126,8 +124,11 @@ impl Camera {
         };
         let moment = self.clock.now().earlier_by(stamp::age(filled.stamp, filled.flags));
         self.losses.lost += self.numbering.count(filled.sequence);
+        let early = self.pace.too_early(moment.monotonic);
         // A frame that nobody waits for costs nothing; of several that wait only the newest is worth decoding.
-        let frame = if self.pace.too_early(moment.monotonic) {
+        let frame = if filled.flags.contains(Flags::ERROR) {
+            Err("driver marks the buffer as damaged".into())
+        } else if early {
             Ok(None)
         } else if self.stream.wait(Duration::ZERO).unwrap_or(false) && !self.pace.is_slow() {
             self.losses.passed += 1;
@@ -137,34 +138,35 @@ impl Camera {
         };
         self.stream.give_back(filled.index).map_err(|e| self.gone(e))?;
         match frame {
-            Ok(frame) => self.keep(frame, moment),
-            Err(damage) => self.count_damage(damage),
+            Ok(Some(frame)) => self.keep(frame, moment),
+            // Had the last one that was due been damaged, this one would be due.
+            Ok(None) if early => self.pulse.good(self.clock.now().monotonic),
+            Ok(None) => self.pulse.unseen(self.clock.now().monotonic),
+            Err(damage) => {
+                if !early {
+                    self.pace.give_back();
+                }
+                self.count_damage(damage);
+            }
         }
         Ok(())
     }
 
-    fn keep(&mut self, frame: Option<Frame>, moment: Moment) {
-        self.heard = self.clock.now().monotonic;
-        self.damage = None;
-        self.ready = frame.map(|mut frame| {
-            frame.captured = capture_time(moment);
-            frame.sequence = Sequence(self.numbering.number);
-            frame
-        });
+    fn keep(&mut self, mut frame: Frame, moment: Moment) {
+        self.pulse.good(self.clock.now().monotonic);
+        frame.captured = capture_time(moment);
+        frame.sequence = Sequence(self.numbering.number);
+        self.ready = Some(frame);
     }
 
     fn count_damage(&mut self, damage: String) {
         self.losses.corrupt += 1;
-        if self.damage.is_none() {
+        if self.pulse.damaged(damage.clone()) {
             debug!(device = %self.path.display(), damage, "frame skipped");
         }
-        self.damage = Some(damage);
     }
 
     fn decode(&self, filled: &Filled) -> Result<Frame, String> {
-        if filled.flags.contains(Flags::ERROR) {
-            return Err("driver marks the buffer as damaged".into());
-        }
         let bytes = self.stream.bytes(filled);
         let Some(format) = self.format else {
             let (size, pixels) = jpeg::decode(bytes)?;
@@ -194,12 +196,12 @@ impl FrameSource for Camera {
             if self.stream.wait(at_most).map_err(|e| self.gone(e))? {
                 self.take()?;
             }
-            let silent = self.clock.now().monotonic.saturating_sub(self.heard);
+            let silent = self.pulse.silent(self.clock.now().monotonic);
             if silent >= self.silence {
                 return Err(CaptureError::Timeout {
                     path: self.path.clone(),
                     seconds: silent.as_secs_f32(),
-                    damage: self.damage.take(),
+                    damage: self.pulse.take_damage(),
                 });
             }
         }

@@ -33,6 +33,8 @@ pub(super) struct Pace {
     /// Frames this much early are taken.
     slack: Duration,
     due: Duration,
+    /// When the last frame that was taken was due.
+    before: Duration,
 }
 
 impl Pace {
@@ -42,6 +44,7 @@ impl Pace {
             period: slower.map(|w| Duration::from_secs_f32(1.0 / w)),
             slack: delivered.map_or(Duration::ZERO, |d| Duration::from_secs_f32(0.5 / d)),
             due: Duration::ZERO,
+            before: Duration::ZERO,
         }
     }
 
@@ -55,8 +58,14 @@ impl Pace {
         if at + self.slack < self.due {
             return true;
         }
+        self.before = self.due;
         self.due = if at > self.due + period { at } else { self.due } + period;
         false
+    }
+
+    /// The last frame that was taken is damaged: the next one takes its place.
+    pub(super) fn give_back(&mut self) {
+        self.due = self.before;
     }
 }
 
@@ -88,5 +97,19 @@ mod tests {
         let mut pace = Pace::new(Some(1.0), Some(10.0));
         let times = [0.0, 5.0, 5.1, 5.9, 6.0].map(Duration::from_secs_f32);
         assert_eq!(times.map(|t| pace.too_early(t)), [false, false, true, true, false]);
+    }
+
+    #[test]
+    fn after_a_damaged_frame_the_next_one_is_taken() {
+        let mut pace = Pace::new(Some(1.0), Some(10.0));
+        let early = |pace: &mut Pace, at| pace.too_early(Duration::from_secs_f32(at));
+        assert_eq!([9.0, 9.1, 9.9].map(|at| early(&mut pace, at)), [false, true, true]);
+        for at in [10.0, 10.1] {
+            assert!(!early(&mut pace, at));
+            pace.give_back();
+        }
+        // What takes its place does not move those that follow.
+        let times = [10.2, 10.3, 10.9, 11.0];
+        assert_eq!(times.map(|at| early(&mut pace, at)), [false, true, true, false]);
     }
 }
