@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use v4l::framesize::{FrameSizeEnum, Stepwise};
 
-use super::device::FourCC;
+use super::device::{FourCC, Rate};
 use crate::vision::frame::PixelFormat;
 
 /// Frames per second that are enough where the configuration says nothing.
@@ -115,17 +115,28 @@ fn within(range: &Stepwise, (width, height): (u32, u32), side: u32) -> (u32, u32
     )
 }
 
+/// The rates that can be named, slowest first: of a range its ends.
+pub(super) fn named(offered: &[Rate]) -> Vec<f32> {
+    let ends = |&rate: &Rate| match rate {
+        Rate::One(rate) => vec![rate],
+        Rate::Between(slowest, fastest) => vec![slowest, fastest],
+    };
+    let mut rates: Vec<f32> = offered.iter().flat_map(ends).collect();
+    rates.sort_by(f32::total_cmp);
+    rates.dedup();
+    rates
+}
+
 /// The slowest rate that is fast enough, else the fastest there is.
-pub(super) fn rate(offered: &[f32], wanted: Option<f32>) -> Option<f32> {
+pub(super) fn rate(offered: &[Rate], wanted: Option<f32>) -> Option<f32> {
     let wanted = wanted?;
-    let enough = offered
-        .iter()
-        .copied()
-        .filter(|r| *r >= wanted * 0.98)
-        .min_by(f32::total_cmp);
-    enough
-        .or_else(|| offered.iter().copied().max_by(f32::total_cmp))
-        .or(Some(wanted))
+    let near = |&rate: &Rate| match rate {
+        Rate::One(rate) => rate,
+        Rate::Between(slowest, fastest) => wanted.max(slowest).min(fastest),
+    };
+    let near = || offered.iter().map(near);
+    let enough = near().filter(|r| *r >= wanted * 0.98).min_by(f32::total_cmp);
+    enough.or_else(|| near().max_by(f32::total_cmp)).or(Some(wanted))
 }
 
 #[cfg(test)]
@@ -195,9 +206,19 @@ mod tests {
 
     #[test]
     fn the_slowest_rate_that_is_fast_enough_is_asked_for() {
-        assert_eq!(rate(&[10.0, 15.0, 29.97], Some(12.0)), Some(15.0));
-        assert_eq!(rate(&[10.0, 15.0, 29.97], Some(30.0)), Some(29.97));
-        assert_eq!(rate(&[10.0, 15.0], Some(60.0)), Some(15.0));
-        assert_eq!((rate(&[], Some(5.0)), rate(&[30.0], None)), (Some(5.0), None));
+        let offered = [10.0, 15.0, 29.97].map(Rate::One);
+        assert_eq!(rate(&offered, Some(12.0)), Some(15.0));
+        assert_eq!(rate(&offered, Some(30.0)), Some(29.97));
+        assert_eq!(rate(&offered[..2], Some(60.0)), Some(15.0));
+        assert_eq!((rate(&[], Some(5.0)), rate(&offered, None)), (Some(5.0), None));
+    }
+
+    #[test]
+    fn of_a_range_of_rates_the_wanted_one_is_asked_for() {
+        let range = [Rate::Between(1.0, 90.0)];
+        let wanted = [5.0, 0.5, 120.0];
+        assert_eq!(wanted.map(|w| rate(&range, Some(w))), [5.0, 1.0, 90.0].map(Some));
+        assert_eq!(named(&range), [1.0, 90.0]);
+        assert_eq!(named(&[30.0, 15.0, 30.0].map(Rate::One)), [15.0, 30.0]);
     }
 }

@@ -62,6 +62,14 @@ pub(super) struct Layout {
     pub(super) planes: u8,
 }
 
+/// Frames per second that a driver has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Rate {
+    One(f32),
+    /// Those from the slowest to the fastest, all or in steps.
+    Between(f32, f32),
+}
+
 /// An open device; never blocks.
 pub(super) struct Device(v4l::Device);
 
@@ -151,20 +159,19 @@ impl Device {
         found.into_iter().map(|f| f.size).collect()
     }
 
-    /// Frame rates of a format and size, slowest first; none where the driver does not tell.
-    pub(super) fn rates(&self, code: FourCC, width: u32, height: u32) -> Vec<f32> {
+    /// Frame rates of a format and size; none where the driver does not tell.
+    pub(super) fn rates(&self, code: FourCC, width: u32, height: u32) -> Vec<Rate> {
         use v4l::frameinterval::FrameIntervalEnum;
         use v4l::video::Capture as _;
         let found = self.0.enum_frameintervals(code, width, height).unwrap_or_default();
-        let rate = |f: v4l::Fraction| f.denominator as f32 / f.numerator as f32;
-        let rates = found.into_iter().flat_map(|f| match f.interval {
-            FrameIntervalEnum::Discrete(every) => vec![rate(every)],
-            FrameIntervalEnum::Stepwise(range) => vec![rate(range.min), rate(range.max)],
+        let rate =
+            |f: v4l::Fraction| Some(f.denominator as f32 / f.numerator as f32).filter(|r| r.is_finite() && *r > 0.0);
+        let rates = found.into_iter().filter_map(|f| match f.interval {
+            FrameIntervalEnum::Discrete(every) => rate(every).map(Rate::One),
+            // The longest interval is the slowest rate.
+            FrameIntervalEnum::Stepwise(range) => Some(Rate::Between(rate(range.max)?, rate(range.min)?)),
         });
-        let mut rates: Vec<f32> = rates.filter(|r| r.is_finite() && *r > 0.0).collect();
-        rates.sort_by(f32::total_cmp);
-        rates.dedup();
-        rates
+        rates.collect()
     }
 
     /// What the driver would deliver now.

@@ -111,11 +111,11 @@ fn describe_size(device: &Device, code: v4l::FourCC, size: FrameSizeEnum) -> Cam
     match size {
         FrameSizeEnum::Discrete(d) => CameraSize {
             size: format!("{}x{}", d.width, d.height),
-            rates: device.rates(code, d.width, d.height),
+            rates: choice::named(&device.rates(code, d.width, d.height)),
         },
         FrameSizeEnum::Stepwise(s) => CameraSize {
             size: format!("{}x{} to {}x{}", s.min_width, s.min_height, s.max_width, s.max_height),
-            rates: device.rates(code, s.max_width, s.max_height),
+            rates: choice::named(&device.rates(code, s.max_width, s.max_height)),
         },
     }
 }

@@ -43,7 +43,7 @@ fn offers(device: &Device, codes: &[FourCC], now: (u32, u32), side: u32) -> Vec<
             code,
             width,
             height,
-            fastest: device.rates(code, width, height).last().copied(),
+            fastest: choice::named(&device.rates(code, width, height)).last().copied(),
         };
         sizes.into_iter().map(offer)
     });
