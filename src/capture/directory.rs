@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -20,6 +21,8 @@ pub(super) struct Directory {
     losses: Losses,
     skipped: u64,
     read_this_round: bool,
+    /// Read before it is due.
+    ready: Option<Frame>,
 }
 
 impl Directory {
@@ -53,12 +56,12 @@ impl Directory {
             losses: Losses::default(),
             skipped: 0,
             read_this_round: false,
+            ready: None,
         })
     }
-}
 
-impl FrameSource for Directory {
-    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
+    /// The next picture that can be read, over the end if the directory loops.
+    fn read_on(&mut self) -> Result<Option<Frame>, CaptureError> {
         loop {
             let Some(picture) = self.pictures.get(self.next) else {
                 if !self.read_this_round {
@@ -75,11 +78,8 @@ impl FrameSource for Directory {
             };
             self.next += 1;
             match read_picture(picture) {
-                Ok(mut frame) => {
+                Ok(frame) => {
                     self.read_this_round = true;
-                    frame.captured = self.pace.wait();
-                    frame.sequence = Sequence(self.sequence);
-                    self.sequence += 1;
                     return Ok(Some(frame));
                 }
                 Err(error) => {
@@ -89,6 +89,28 @@ impl FrameSource for Directory {
                 }
             }
         }
+    }
+}
+
+impl FrameSource for Directory {
+    fn wait(&mut self, at_most: Duration) -> Result<bool, CaptureError> {
+        if self.ready.is_none() {
+            self.ready = self.read_on()?;
+        }
+        // The end is told at once.
+        Ok(self.ready.is_none() || self.pace.wait_at_most(at_most))
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
+        let frame = match self.ready.take() {
+            None => self.read_on()?,
+            ready => ready,
+        };
+        let Some(mut frame) = frame else { return Ok(None) };
+        frame.captured = self.pace.wait();
+        frame.sequence = Sequence(self.sequence);
+        self.sequence += 1;
+        Ok(Some(frame))
     }
 
     fn description(&self) -> String {
@@ -155,5 +177,16 @@ mod tests {
         let mut source = source.unwrap();
         assert!(source.next_frame().unwrap().is_some());
         assert!(source.next_frame().unwrap().is_none());
+    }
+
+    #[test]
+    fn waiting_for_a_picture_that_is_not_due_ends_when_it_is_told_to() {
+        let (_dir, source) = directory(&[("a.png", encoded(9, 4, 10, ImageFormat::Png))], "?fps=0.01&loop");
+        let (mut source, tick) = (source.unwrap(), Duration::from_secs(40));
+        assert!(source.wait(tick).unwrap());
+        source.next_frame().unwrap();
+        assert_eq!([0; 3].map(|_| source.wait(tick).unwrap()), [false, false, true]);
+        let frame = source.next_frame().unwrap().unwrap();
+        assert_eq!((frame.sequence, frame.captured.monotonic.as_secs()), (Sequence(1), 100));
     }
 }

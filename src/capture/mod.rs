@@ -28,13 +28,11 @@ pub use v4l2::{CameraFormat, CameraListing, CameraSize, Control, camera_node, li
 
 /// A stream of frames.
 pub trait FrameSource: Send {
-    /// Waits for the next frame, for cameras at most so long; whether [`Self::next_frame`] has something to say.
+    /// Waits for the next frame, at most so long; whether [`Self::next_frame`] has something to say.
     ///
     /// # Errors
     /// As [`Self::next_frame`].
-    fn wait(&mut self, _at_most: Duration) -> Result<bool, CaptureError> {
-        Ok(true)
-    }
+    fn wait(&mut self, at_most: Duration) -> Result<bool, CaptureError>;
 
     /// Waits for the next frame; `None` at the end of a source that does not loop.
     ///
@@ -198,17 +196,23 @@ impl Pace {
         }
     }
 
+    /// How long it is until the next frame is due.
+    fn early(&self) -> Duration {
+        let since = |last| self.clock.now().since(last);
+        let due = self.period.zip(self.due);
+        due.map_or(Duration::ZERO, |(period, last)| period.saturating_sub(since(last)))
+    }
+
+    /// Waits until the next frame is due, at most so long; whether it is.
+    fn wait_at_most(&self, at_most: Duration) -> bool {
+        let early = self.early();
+        self.clock.sleep(early.min(at_most));
+        early <= at_most
+    }
+
     /// Waits until the next frame is due and returns that moment. A reader that is late is not made to catch up.
     fn wait(&mut self) -> CaptureTime {
-        let now = self.clock.now();
-        let (Some(period), Some(last)) = (self.period, self.due) else {
-            self.due = Some(now);
-            return capture_time(now);
-        };
-        let early = period.saturating_sub(now.since(last));
-        if !early.is_zero() {
-            self.clock.sleep(early);
-        }
+        self.clock.sleep(self.early());
         let now = self.clock.now();
         self.due = Some(now);
         capture_time(now)

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::warn;
 
@@ -30,6 +31,8 @@ struct Clip {
     sequence: u64,
     losses: Losses,
     frames_this_round: u64,
+    /// Read before it is due.
+    ready: Option<Frame>,
 }
 
 /// Opens a file by what it holds.
@@ -72,6 +75,7 @@ pub(super) fn open(uri: &SourceUri, clock: Arc<dyn Clock>) -> Result<Box<dyn Fra
         sequence: 0,
         losses: Losses::default(),
         frames_this_round: 0,
+        ready: None,
     }))
 }
 
@@ -163,10 +167,9 @@ impl Clip {
             .map(drop)
             .map_err(|e| self.io(e))
     }
-}
 
-impl FrameSource for Clip {
-    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
+    /// Reads on, over the end if the clip loops.
+    fn read_on(&mut self) -> Result<Option<Frame>, CaptureError> {
         let mut frame = self.read()?;
         if frame.is_none() && self.frames_this_round == 0 {
             let message = "no frame that can be read".into();
@@ -179,11 +182,29 @@ impl FrameSource for Clip {
             self.rewind()?;
             frame = self.read()?;
         }
+        self.frames_this_round += u64::from(frame.is_some());
+        Ok(frame)
+    }
+}
+
+impl FrameSource for Clip {
+    fn wait(&mut self, at_most: Duration) -> Result<bool, CaptureError> {
+        if self.ready.is_none() {
+            self.ready = self.read_on()?;
+        }
+        // The end is told at once.
+        Ok(self.ready.is_none() || self.pace.wait_at_most(at_most))
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
+        let frame = match self.ready.take() {
+            None => self.read_on()?,
+            ready => ready,
+        };
         let Some(mut frame) = frame else { return Ok(None) };
         frame.captured = self.pace.wait();
         frame.sequence = Sequence(self.sequence);
         self.sequence += 1;
-        self.frames_this_round += 1;
         Ok(Some(frame))
     }
 
@@ -227,6 +248,20 @@ mod tests {
         assert_eq!(bytes, [b"ab", b"cd", b"ab", b"cd", b"ab"]);
         assert_eq!(frames[4].captured.monotonic.as_millis(), 800);
         assert_eq!(frames[4].sequence, Sequence(4));
+    }
+
+    #[test]
+    fn waiting_for_a_frame_that_is_not_due_ends_when_it_is_told_to() {
+        let clip = b"YUV4MPEG2 W1 H1 F1:1 Cmono\nFRAME\naFRAME\nb";
+        let (_dir, mut source) = opened("clip.y4m", clip, "?fps=0.01");
+        let tick = Duration::from_secs(40);
+        assert!(source.wait(tick).unwrap());
+        source.next_frame().unwrap();
+        assert_eq!([0; 3].map(|_| source.wait(tick).unwrap()), [false, false, true]);
+        let frame = source.next_frame().unwrap().unwrap();
+        assert_eq!((frame.bytes[0], frame.captured.monotonic.as_secs()), (b'b', 100));
+        // The end is not waited for.
+        assert!(source.wait(tick).unwrap() && source.next_frame().unwrap().is_none());
     }
 
     #[test]
