@@ -9,7 +9,8 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::jpeg::{self, Extent};
-use super::{CaptureError, FrameSource, Losses, Pace, SourceUri, picture, read_picture, y4m};
+use super::y4m::{self, Next};
+use super::{CaptureError, FrameSource, Losses, Pace, SourceUri, picture, read_picture};
 use crate::clock::Clock;
 use crate::vision::frame::{Frame, Sequence};
 
@@ -94,8 +95,14 @@ impl Clip {
         };
         match &mut self.kind {
             Kind::Y4m { header, .. } => {
-                let Some(bytes) = y4m::read_frame(&mut self.reader, header).map_err(content)? else {
-                    return Ok(None);
+                let header = *header;
+                let bytes = match y4m::read_frame(&mut self.reader, &header).map_err(content)? {
+                    Next::Frame(bytes) => bytes,
+                    Next::End => return Ok(None),
+                    Next::CutShort => {
+                        self.skip("last frame is cut short");
+                        return Ok(None);
+                    }
                 };
                 let mut frame = picture::rgb_frame(header.size, bytes);
                 (frame.format, frame.stride) = (header.format, header.format.row_bytes(header.size.width()));
@@ -147,9 +154,13 @@ impl Clip {
                     }
                 }
             };
-            self.losses.corrupt += 1;
-            warn!(file = %self.path.display(), damage, "picture skipped");
+            self.skip(&damage);
         }
+    }
+
+    fn skip(&mut self, damage: &str) {
+        self.losses.corrupt += 1;
+        warn!(file = %self.path.display(), damage, "picture skipped");
     }
 
     fn rewind(&mut self) -> Result<(), CaptureError> {
@@ -262,6 +273,20 @@ mod tests {
         assert_eq!((frame.bytes[0], frame.captured.monotonic.as_secs()), (b'b', 100));
         // The end is not waited for.
         assert!(source.wait(tick).unwrap() && source.next_frame().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_y4m_clip_that_is_cut_short_ends_or_loops_without_its_last_frame() {
+        let clip = b"YUV4MPEG2 W2 H1 F5:1 Cmono\nFRAME\nabFRAME\nc";
+        let (_dir, mut source) = opened("clip.y4m", clip, "");
+        assert_eq!(source.next_frame().unwrap().unwrap().bytes, b"ab");
+        assert!(source.wait(Duration::ZERO).unwrap() && source.next_frame().unwrap().is_none());
+        assert_eq!(source.losses().corrupt, 1);
+        let (_dir, mut source) = opened("clip.y4m", clip, "?loop");
+        let bytes = [0; 3].map(|_| source.next_frame().unwrap().unwrap().bytes);
+        assert_eq!((bytes, source.losses().corrupt), ([b"ab"; 3].map(|b| b.to_vec()), 2));
+        let (_dir, mut source) = opened("clip.y4m", &clip[..34], "?loop");
+        assert!(source.next_frame().unwrap_err().to_string().contains("no frame"));
     }
 
     #[test]

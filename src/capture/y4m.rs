@@ -68,11 +68,24 @@ fn rate(value: &str) -> Option<f32> {
     (0.01..=1000.0).contains(&fps).then_some(fps)
 }
 
-/// Reads the next frame's planes; `None` at the end of the stream.
-pub(super) fn read_frame(reader: &mut impl BufRead, header: &Header) -> Result<Option<Vec<u8>>, String> {
+/// What comes next in a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The planes of a frame.
+    Frame(Vec<u8>),
+    /// The stream ends within a frame.
+    CutShort,
+    End,
+}
+
+/// Reads the next frame.
+pub(super) fn read_frame(reader: &mut impl BufRead, header: &Header) -> Result<Next, String> {
     let text = line(reader).map_err(|e| e.to_string())?;
     if text.is_empty() {
-        return Ok(None);
+        return Ok(Next::End);
+    }
+    if "FRAME".starts_with(&text) && reader.fill_buf().map_err(|e| e.to_string())?.is_empty() {
+        return Ok(Next::CutShort);
     }
     if text != "FRAME" && !text.starts_with("FRAME ") {
         return Err(format!(
@@ -81,10 +94,10 @@ pub(super) fn read_frame(reader: &mut impl BufRead, header: &Header) -> Result<O
         ));
     }
     let mut bytes = vec![0; header.format.frame_bytes(header.size.width(), header.size.height())];
-    reader
-        .read_exact(&mut bytes)
-        .map_err(|e| format!("frame is cut short: {e}"))?;
-    Ok(Some(bytes))
+    match reader.read_exact(&mut bytes) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Next::CutShort),
+        outcome => outcome.map(|()| Next::Frame(bytes)).map_err(|e| e.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -110,10 +123,23 @@ mod tests {
             let header = read_header(&mut reader).unwrap();
             assert_eq!((header.format, header.size.width()), (format, 5));
             assert!((header.fps.unwrap() - 29.97).abs() < 0.01);
-            assert_eq!(read_frame(&mut reader, &header).unwrap().unwrap(), vec![7; bytes]);
-            assert_eq!(read_frame(&mut reader, &header).unwrap().unwrap(), vec![9; bytes]);
-            assert_eq!(read_frame(&mut reader, &header).unwrap(), None);
+            let mut next = || read_frame(&mut reader, &header).unwrap();
+            assert_eq!([next(), next()], [7, 9].map(|value| Next::Frame(vec![value; bytes])));
+            assert_eq!(next(), Next::End);
         }
+    }
+
+    #[test]
+    fn a_stream_that_ends_within_a_frame_is_cut_short_wherever_that_is() {
+        let stream = b"FRAME Ip\nabcdef";
+        let header = read_header(&mut &b"YUV4MPEG2 W3 H2 Cmono\n"[..]).unwrap();
+        for end in 1..stream.len() {
+            let next = read_frame(&mut &stream[..end], &header).unwrap();
+            assert_eq!(next, Next::CutShort, "{end}");
+        }
+        assert_eq!(read_frame(&mut &stream[..0], &header).unwrap(), Next::End);
+        let error = read_frame(&mut &b"FR\nFRAME\nabcdef"[..], &header).unwrap_err();
+        assert!(error.contains("\"FR\""), "{error}");
     }
 
     #[test]
@@ -127,9 +153,6 @@ mod tests {
             let error = read_header(&mut text.as_bytes()).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
-        let mut reader = &b"YUV4MPEG2 W5 H3 Cmono\nFRAME\nshort"[..];
-        let header = read_header(&mut reader).unwrap();
-        assert!(read_frame(&mut reader, &header).unwrap_err().contains("cut short"));
     }
 
     proptest! {
