@@ -88,6 +88,7 @@ pub(super) fn rgb_frame(size: FrameSize, bytes: Vec<u8>) -> Frame {
     Frame {
         size,
         format: PixelFormat::Rgb24,
+        full_range: false,
         stride: 3 * size.width(),
         bytes,
         sequence: Sequence(0),

@@ -106,6 +106,7 @@ impl Clip {
                 };
                 let mut frame = picture::rgb_frame(header.size, bytes);
                 (frame.format, frame.stride) = (header.format, header.format.row_bytes(header.size.width()));
+                frame.full_range = header.full_range;
                 Ok(Some(frame))
             }
             Kind::Mjpeg { .. } => self.read_jpeg(),
@@ -259,6 +260,14 @@ mod tests {
         assert_eq!(bytes, [b"ab", b"cd", b"ab", b"cd", b"ab"]);
         assert_eq!(frames[4].captured.monotonic.as_millis(), 800);
         assert_eq!(frames[4].sequence, Sequence(4));
+        assert!(!frames[4].full_range);
+    }
+
+    #[test]
+    fn frames_of_a_y4m_clip_have_its_range() {
+        let clip = b"YUV4MPEG2 W1 H1 C444 XCOLORRANGE=FULL\nFRAME\nabc";
+        let (_dir, mut source) = opened("clip.y4m", clip, "");
+        assert!(source.next_frame().unwrap().unwrap().full_range);
     }
 
     #[test]

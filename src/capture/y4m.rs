@@ -13,6 +13,8 @@ const LONGEST_LINE: u64 = 4096;
 pub(super) struct Header {
     pub(super) size: FrameSize,
     pub(super) format: PixelFormat,
+    /// Y, U and V from 0 to 255.
+    pub(super) full_range: bool,
     /// Frames per second, if stated.
     pub(super) fps: Option<f32>,
 }
@@ -31,6 +33,7 @@ pub(super) fn read_header(reader: &mut impl BufRead) -> Result<Header, String> {
         return Err("no YUV4MPEG2 header".into());
     }
     let (mut width, mut height, mut fps, mut format) = (0, 0, None, PixelFormat::I420);
+    let mut full_range = false;
     for word in words.filter(|w| !w.is_empty()) {
         let (key, value) = word.split_at(word.chars().next().map_or(0, char::len_utf8));
         let number = || {
@@ -42,6 +45,8 @@ pub(super) fn read_header(reader: &mut impl BufRead) -> Result<Header, String> {
             "W" => width = number()?,
             "H" => height = number()?,
             "F" => fps = rate(value),
+            // As ffmpeg writes it; other X words are other programs' own.
+            "X" => full_range |= value == "COLORRANGE=FULL",
             "C" => {
                 format = match value {
                     "420" | "420jpeg" | "420mpeg2" | "420paldv" => PixelFormat::I420,
@@ -59,7 +64,12 @@ pub(super) fn read_header(reader: &mut impl BufRead) -> Result<Header, String> {
         }
     }
     let size = FrameSize::new(width, height).map_err(|e| e.to_string())?;
-    Ok(Header { size, format, fps })
+    Ok(Header {
+        size,
+        format,
+        full_range,
+        fps,
+    })
 }
 
 fn rate(value: &str) -> Option<f32> {
@@ -140,6 +150,18 @@ mod tests {
         assert_eq!(read_frame(&mut &stream[..0], &header).unwrap(), Next::End);
         let error = read_frame(&mut &b"FR\nFRAME\nabcdef"[..], &header).unwrap_err();
         assert!(error.contains("\"FR\""), "{error}");
+    }
+
+    #[test]
+    fn a_stream_of_full_range_says_so() {
+        for (words, full) in [
+            ("", false),
+            (" XCOLORRANGE=LIMITED", false),
+            (" C420jpeg XYSCSS=420JPEG XCOLORRANGE=FULL", true),
+        ] {
+            let header = read_header(&mut format!("YUV4MPEG2 W5 H3{words}\n").as_bytes()).unwrap();
+            assert_eq!(header.full_range, full, "{words}");
+        }
     }
 
     #[test]

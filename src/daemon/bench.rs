@@ -199,6 +199,7 @@ fn motion_cost() -> anyhow::Result<f64> {
     let frame = Frame {
         size,
         format,
+        full_range: false,
         stride,
         bytes: vec![128; format.frame_bytes(stride, size.height())],
         sequence: Sequence(0),

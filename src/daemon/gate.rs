@@ -135,6 +135,7 @@ mod tests {
         Frame {
             size: FrameSize::new(64, 48).unwrap(),
             format: PixelFormat::Grey,
+            full_range: false,
             stride: 64,
             bytes,
             sequence: Sequence(tenth),

@@ -47,6 +47,7 @@ fn named(name: String, size: FrameSize, bytes: Vec<u8>, number: usize) -> NamedF
         frame: Frame {
             size,
             format,
+            full_range: false,
             stride,
             bytes,
             sequence,

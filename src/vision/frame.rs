@@ -45,6 +45,8 @@ pub struct Frame {
     pub size: FrameSize,
     /// Byte layout.
     pub format: PixelFormat,
+    /// YCbCr from 0 to 255, as in JPEG, not luma from 16 to 235 and chroma from 16 to 240. RGB and grey always are.
+    pub full_range: bool,
     /// Bytes from one row to the next in the first plane; chroma planes of planar formats are packed without gaps
     /// when this equals the row length, and follow the same stride (halved for subsampled planes) otherwise.
     pub stride: usize,

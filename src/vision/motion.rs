@@ -133,16 +133,14 @@ fn add_row(frame: &Frame, y: usize, cells: &mut [f32]) {
             (1, |part| part.iter().map(|&v| u32::from(v)).sum::<u32>() as f32)
         }
     };
+    let full = frame.full_range || matches!(frame.format, PixelFormat::Rgb24 | PixelFormat::Grey);
     let mut start = 0;
     for (index, cell) in cells.iter_mut().enumerate() {
         let end = (index + 1) * width / columns;
         let mean = sum(&row[pixel * start..pixel * end]) / (end - start) as f32;
         start = end;
-        *cell += match frame.format {
-            PixelFormat::Rgb24 | PixelFormat::Grey => mean,
-            // Limited range, as in [`super::pixels`].
-            _ => (mean - 16.0) * 255.0 / 219.0,
-        };
+        // Limited range as in [`super::pixels`].
+        *cell += if full { mean } else { (mean - 16.0) * 255.0 / 219.0 };
     }
 }
 

@@ -1,7 +1,7 @@
 //! Camera byte layouts → packed RGB, 8 bits.
 //!
-//! YCbCr is BT.601 limited range, rounded to nearest; subsampled chroma is repeated (nearest), as V4L2 drivers
-//! without colour metadata mean it. Arithmetic is fixed point with 40 fractional bits, which equals the reference
+//! YCbCr is BT.601, of limited range unless the frame says full, rounded to nearest; subsampled chroma is repeated
+//! (nearest), as V4L2 drivers without colour metadata mean it. Arithmetic is fixed point with 40 fractional bits, which equals the reference
 //! in double precision on every input.
 
 use super::frame::{Frame, PixelFormat};
@@ -36,7 +36,8 @@ struct Tables {
 }
 
 impl Tables {
-    const fn new() -> Self {
+    /// Tables for black at luma `black` with `luma` steps up to white, and `chroma` steps from end to end.
+    const fn new(black: f64, luma: f64, chroma: f64) -> Self {
         let mut t = Self {
             luma: [0; 256],
             red_v: [0; 256],
@@ -47,8 +48,8 @@ impl Tables {
         let one = (1u64 << BITS) as f64;
         let mut i = 0;
         while i < 256 {
-            let y = (i as f64 - 16.0) * 255.0 / 219.0;
-            let c = (i as f64 - 128.0) * 255.0 / 224.0;
+            let y = (i as f64 - black) * 255.0 / luma;
+            let c = (i as f64 - 128.0) * 255.0 / chroma;
             // Half a unit is added once, here, so that the shift below rounds to nearest.
             t.luma[i] = ((y + 0.5) * one) as i64;
             t.red_v[i] = (c * 1.402 * one) as i64;
@@ -72,7 +73,8 @@ impl Tables {
     }
 }
 
-static TABLES: Tables = Tables::new();
+static LIMITED: Tables = Tables::new(16.0, 219.0, 224.0);
+static FULL: Tables = Tables::new(0.0, 255.0, 255.0);
 
 /// Refuses a frame whose bytes do not fill its size.
 pub(super) fn check(frame: &Frame) -> Result<(), PixelError> {
@@ -109,17 +111,18 @@ pub fn to_rgb8(frame: &Frame, out: &mut Vec<u8>) -> Result<(), PixelError> {
     let (width, height, stride) = (frame.size.width(), frame.size.height(), frame.stride);
     let row_bytes = frame.format.row_bytes(width);
     out.resize(3 * width * height, 0);
+    let tables = if frame.full_range { &FULL } else { &LIMITED };
     let (luma, chroma) = frame.bytes.split_at((stride * height).min(frame.bytes.len()));
     for (y, rgb) in out.chunks_exact_mut(3 * width).enumerate() {
         let row = &frame.bytes[y * stride..][..row_bytes];
         match frame.format {
             PixelFormat::Rgb24 => rgb.copy_from_slice(row),
             PixelFormat::Grey => rgb.chunks_exact_mut(3).zip(row).for_each(|(p, &g)| p.fill(g)),
-            PixelFormat::Yuyv => packed(row, rgb, |q| [q[0], q[2], q[1], q[3]]),
-            PixelFormat::Uyvy => packed(row, rgb, |q| [q[1], q[3], q[0], q[2]]),
+            PixelFormat::Yuyv => packed(tables, row, rgb, |q| [q[0], q[2], q[1], q[3]]),
+            PixelFormat::Uyvy => packed(tables, row, rgb, |q| [q[1], q[3], q[0], q[2]]),
             PixelFormat::Nv12 => {
                 let uv = &chroma[y / 2 * 2 * stride.div_ceil(2)..];
-                planar(&luma[y * stride..], rgb, |x| (uv[x / 2 * 2], uv[x / 2 * 2 + 1]));
+                planar(tables, &luma[y * stride..], rgb, |x| (uv[x / 2 * 2], uv[x / 2 * 2 + 1]));
             }
             PixelFormat::I420 | PixelFormat::I422 | PixelFormat::I444 => {
                 let (step_x, step_y) = match frame.format {
@@ -130,7 +133,8 @@ pub fn to_rgb8(frame: &Frame, out: &mut Vec<u8>) -> Result<(), PixelError> {
                 let chroma_stride = stride.div_ceil(step_x);
                 let (us, vs) = chroma.split_at(chroma_stride * height.div_ceil(step_y));
                 let at = y / step_y * chroma_stride;
-                planar(&luma[y * stride..], rgb, |x| (us[at + x / step_x], vs[at + x / step_x]));
+                let chroma = |x| (us[at + x / step_x], vs[at + x / step_x]);
+                planar(tables, &luma[y * stride..], rgb, chroma);
             }
         }
     }
@@ -138,19 +142,19 @@ pub fn to_rgb8(frame: &Frame, out: &mut Vec<u8>) -> Result<(), PixelError> {
 }
 
 /// 4:2:2 packed: `order` yields `Y0 Y1 U V` of a group of four bytes.
-fn packed(row: &[u8], rgb: &mut [u8], order: impl Fn(&[u8]) -> [u8; 4]) {
+fn packed(tables: &Tables, row: &[u8], rgb: &mut [u8], order: impl Fn(&[u8]) -> [u8; 4]) {
     for (pair, quad) in rgb.chunks_mut(6).zip(row.chunks_exact(4)) {
         let [y0, y1, u, v] = order(quad);
         for (pixel, y) in pair.chunks_exact_mut(3).zip([y0, y1]) {
-            pixel.copy_from_slice(&TABLES.rgb(y, u, v));
+            pixel.copy_from_slice(&tables.rgb(y, u, v));
         }
     }
 }
 
-fn planar(luma: &[u8], rgb: &mut [u8], chroma: impl Fn(usize) -> (u8, u8)) {
+fn planar(tables: &Tables, luma: &[u8], rgb: &mut [u8], chroma: impl Fn(usize) -> (u8, u8)) {
     for (x, (pixel, &y)) in rgb.chunks_exact_mut(3).zip(luma).enumerate() {
         let (u, v) = chroma(x);
-        pixel.copy_from_slice(&TABLES.rgb(y, u, v));
+        pixel.copy_from_slice(&tables.rgb(y, u, v));
     }
 }
 
@@ -171,6 +175,7 @@ mod tests {
         Frame {
             size,
             format,
+            full_range: false,
             stride,
             bytes,
             sequence: Sequence(0),
@@ -203,11 +208,11 @@ mod tests {
 
     #[test]
     fn every_luma_and_chroma_value_equals_double_precision() {
-        let reference = |y: u8, u: u8, v: u8| {
-            let c = (f64::from(y) - 16.0) * 255.0 / 219.0;
+        let reference = |[black, luma, chroma]: [f64; 3], y: u8, u: u8, v: u8| {
+            let c = (f64::from(y) - black) * 255.0 / luma;
             let (d, e) = (
-                (f64::from(u) - 128.0) * 255.0 / 224.0,
-                (f64::from(v) - 128.0) * 255.0 / 224.0,
+                (f64::from(u) - 128.0) * 255.0 / chroma,
+                (f64::from(v) - 128.0) * 255.0 / chroma,
             );
             let round = |x: f64| (x + 0.5).floor().clamp(0.0, 255.0) as u8;
             [
@@ -219,7 +224,10 @@ mod tests {
         for y in 0..=255 {
             for c in 0..=255u8 {
                 for (u, v) in [(c, c), (c, 255 - c), (c.wrapping_mul(31), c)] {
-                    assert_eq!(TABLES.rgb(y, u, v), reference(y, u, v), "{y} {u} {v}");
+                    let limited = reference([16.0, 219.0, 224.0], y, u, v);
+                    assert_eq!(LIMITED.rgb(y, u, v), limited, "limited {y} {u} {v}");
+                    let full = reference([0.0, 255.0, 255.0], y, u, v);
+                    assert_eq!(FULL.rgb(y, u, v), full, "full {y} {u} {v}");
                 }
             }
         }
@@ -251,7 +259,10 @@ mod tests {
                 PixelFormat::Yuyv => white.iter_mut().step_by(2).for_each(|y| *y = 235),
                 _ => white[..15].fill(235),
             }
-            assert_eq!(rgb(&frame(5, 3, format, white)), vec![255; 45], "{format:?}");
+            let mut white = frame(5, 3, format, white);
+            assert_eq!(rgb(&white), vec![255; 45], "{format:?}");
+            white.full_range = true;
+            assert_eq!(rgb(&white), vec![235; 45], "{format:?} of full range");
         }
     }
 

@@ -267,6 +267,7 @@ mod tests {
         let frame = Frame {
             size,
             format,
+            full_range: false,
             stride,
             bytes,
             sequence: Sequence(0),
@@ -307,6 +308,7 @@ mod tests {
             Frame {
                 size,
                 format: PixelFormat::Rgb24,
+                full_range: false,
                 stride,
                 bytes,
                 sequence: Sequence(0),

@@ -131,6 +131,7 @@ pub fn frame(sample: &Sample) -> Result<Frame, EvalError> {
     Ok(Frame {
         size: FrameSize::new(sample.photo.width as u32, sample.photo.height as u32)?,
         format: PixelFormat::Rgb24,
+        full_range: false,
         stride: 3 * sample.photo.width,
         bytes: sample.photo.rgb.clone(),
         sequence: Sequence::default(),

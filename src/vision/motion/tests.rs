@@ -29,6 +29,7 @@ fn seen(size: (u32, u32), frames: usize, paint: impl Fn(usize, usize, usize) -> 
         let frame = Frame {
             size,
             format: PixelFormat::Grey,
+            full_range: false,
             stride: width,
             bytes: (0..size.pixels()).map(&mut pixel).collect(),
             sequence: Sequence(i as u64),
@@ -126,6 +127,7 @@ fn frame(format: PixelFormat, width: u32, height: u32, bytes: Vec<u8>) -> Frame 
     Frame {
         size,
         format,
+        full_range: false,
         stride: format.row_bytes(size.width()),
         bytes,
         sequence: Sequence(0),
@@ -183,6 +185,21 @@ fn every_layout_of_the_same_picture_gives_the_same_grid() {
         let most = first.cells.iter().zip(&grid.cells).map(apart).fold(0.0, f32::max);
         // Full range is rounded to whole levels first.
         assert!(grid.columns == 16 && most < 0.3, "{format:?} differs by {most}");
+    }
+}
+
+#[test]
+fn luma_of_full_range_is_taken_as_it_is() {
+    let cell = |format, full_range| {
+        let mut frame = frame(format, 24, 16, vec![90; 2 * 24 * 16]);
+        frame.full_range = full_range;
+        let mut grid = Grid::default();
+        grid.read(&frame).unwrap();
+        grid.cells[0]
+    };
+    for format in [PixelFormat::Yuyv, PixelFormat::Nv12] {
+        assert_eq!(cell(format, true), cell(PixelFormat::Grey, false));
+        assert!((cell(format, false) - 86.16).abs() < 0.01);
     }
 }
 
