@@ -16,6 +16,8 @@ use v4l::v4l2::vidioc;
 
 pub(super) use v4l::FourCC;
 
+use super::colour::Colour;
+
 /// Field order of whole pictures.
 const FIELD_NONE: u32 = 1;
 
@@ -60,6 +62,7 @@ pub(super) struct Layout {
     pub(super) stride: u32,
     /// Buffers per frame.
     pub(super) planes: u8,
+    pub(super) colour: Colour,
 }
 
 /// Frames per second that a driver has.
@@ -249,6 +252,13 @@ fn read_layout(interface: Interface, format: &v4l2_format) -> Layout {
                 height: pix.height,
                 stride: pix.bytesperline,
                 planes: 1,
+                colour: Colour {
+                    space: pix.colorspace,
+                    // SAFETY: as above.
+                    encoding: unsafe { pix.__bindgen_anon_1.ycbcr_enc },
+                    quantization: pix.quantization,
+                    field: pix.field,
+                },
             }
         }
         Interface::MultiPlanar => {
@@ -261,6 +271,13 @@ fn read_layout(interface: Interface, format: &v4l2_format) -> Layout {
                 height: pix.height,
                 stride: planes[0].bytesperline,
                 planes: pix.num_planes,
+                colour: Colour {
+                    space: pix.colorspace,
+                    // SAFETY: as above.
+                    encoding: unsafe { pix.__bindgen_anon_1.ycbcr_enc }.into(),
+                    quantization: pix.quantization.into(),
+                    field: pix.field,
+                },
             }
         }
     }
@@ -274,6 +291,40 @@ mod tests {
     fn a_name_cut_in_the_middle_of_a_character_is_readable() {
         assert_eq!(text(b"Kamera \xc3\xa4\0rest"), "Kamera ä");
         assert_eq!(text(b"Kamera \xc3"), "Kamera \u{fffd}");
+    }
+
+    #[test]
+    fn both_interfaces_tell_layout_and_colour() {
+        let mut format: v4l2_format = empty();
+        format.fmt.pix = v4l2_pix_format {
+            width: 6,
+            height: 4,
+            pixelformat: FourCC::new(b"YUYV").into(),
+            bytesperline: 16,
+            colorspace: 7,
+            quantization: 2,
+            field: FIELD_NONE,
+            ..empty()
+        };
+        let single = read_layout(Interface::SinglePlanar, &format);
+        let colour = Colour {
+            space: 7,
+            encoding: 0,
+            quantization: 2,
+            field: FIELD_NONE,
+        };
+        assert_eq!((single.stride, single.planes, single.colour), (16, 1, colour));
+        format.fmt.pix_mp = v4l2_pix_format_mplane {
+            width: 6,
+            height: 4,
+            colorspace: 7,
+            quantization: 2,
+            field: FIELD_NONE,
+            num_planes: 2,
+            ..empty()
+        };
+        let multi = read_layout(Interface::MultiPlanar, &format);
+        assert_eq!((multi.width, multi.planes, multi.colour), (6, 2, colour));
     }
 
     #[test]

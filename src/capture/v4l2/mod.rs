@@ -8,6 +8,7 @@
 //! not NM12).
 
 mod choice;
+mod colour;
 mod control;
 mod device;
 mod find;
@@ -31,7 +32,7 @@ pub use listing::{CameraFormat, CameraListing, CameraSize, list_cameras, look_at
 
 use device::{Device, FourCC, code_text};
 use find::Places;
-use negotiate::{agree, ask_rate, readable, refusal};
+use negotiate::{agree, ask_rate, readable, refusal, tell_flaws};
 use pace::{Numbering, Pace};
 use pulse::Pulse;
 use stream::{Filled, Stream};
@@ -64,6 +65,7 @@ pub(super) struct Camera {
     code: FourCC,
     /// `None`: motion JPEG.
     format: Option<PixelFormat>,
+    full_range: bool,
     stride: usize,
     /// Frames per second as the driver says.
     rate: Option<f32>,
@@ -88,6 +90,7 @@ impl Camera {
         })?;
         let layout = agree(&device, interface, uri, &path)?;
         let (size, format) = readable(&layout, &path)?;
+        tell_flaws(&layout, format, &path);
         let rate = ask_rate(&device, interface, uri, &layout, &path);
         for problem in control::set(&device, &uri.controls) {
             warn!(device = %path.display(), problem, "control not set");
@@ -103,6 +106,7 @@ impl Camera {
             size,
             code: layout.code,
             format,
+            full_range: layout.colour.full_range(),
             stride: (layout.stride as usize).max(row),
             rate,
             clock,
@@ -177,7 +181,7 @@ impl Camera {
             return Err(format!("buffer holds {} bytes, a frame has {needed}", bytes.len()));
         }
         let mut frame = picture::rgb_frame(self.size, bytes[..needed].to_vec());
-        (frame.format, frame.stride) = (format, self.stride);
+        (frame.format, frame.full_range, frame.stride) = (format, self.full_range, self.stride);
         Ok(frame)
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::super::{CaptureError, SourceUri};
 use super::choice::{self, Offer, Wanted};
@@ -118,6 +118,18 @@ pub(super) fn readable(layout: &Layout, path: &Path) -> Result<(FrameSize, Optio
     Ok((size, format.layout))
 }
 
+/// Tells what of a layout makes pictures worse than they could be.
+pub(super) fn tell_flaws(layout: &Layout, format: Option<PixelFormat>, path: &Path) {
+    let device = path.display();
+    if let Some(problem) = layout.colour.broken_fields() {
+        warn!(%device, problem, "pictures are interlaced; set the camera to a progressive mode");
+    }
+    let is_ycbcr = !matches!(format, None | Some(PixelFormat::Rgb24 | PixelFormat::Grey));
+    if let Some(matrix) = layout.colour.other_matrix().filter(|_| is_ycbcr) {
+        debug!(%device, matrix, "colours are converted by BT.601 and are slightly off");
+    }
+}
+
 fn format_error(path: &Path, offered: &[FourCC], asked: Option<[u8; 4]>) -> CaptureError {
     let found = offered.iter().map(|&c| code_text(c)).collect::<Vec<_>>().join(", ");
     let expected = match asked {
@@ -148,6 +160,7 @@ pub(super) fn ask_rate(
 
 #[cfg(test)]
 mod tests {
+    use super::super::colour::Colour;
     use super::*;
 
     #[test]
@@ -169,6 +182,7 @@ mod tests {
             height: 359,
             stride: 704,
             planes: 2,
+            colour: Colour::default(),
         };
         let error = readable(&layout, Path::new("/dev/video0")).unwrap_err().to_string();
         assert!(error.contains("NV12 in 2 buffers per frame"), "{error}");
