@@ -56,7 +56,7 @@ fn failed(path: &Path, what: &str) -> impl Fn(io::Error) -> RuntimeError {
 ///
 /// `open` gets the folder that the engines are in, or shall be written into; `None` means there is none. It is called
 /// twice after a build: the second time what was written is read back. Engines that are complete are loaded from a
-/// directory that cannot be written, too.
+/// directory that cannot be written, too. Older engines are left to [`clean`].
 ///
 /// # Errors
 /// The first error of `open`; [`RuntimeError::EngineCache`] if the engines cannot be kept, with nothing left behind.
@@ -215,7 +215,6 @@ fn build<T>(
         Ok((opened, kept)) => {
             if kept {
                 keep_timing(folder, &timing);
-                clean(root, key, KEPT);
             }
             Ok(Some((opened, kept)))
         }
@@ -322,8 +321,10 @@ fn surplus(mut folders: Vec<(String, SystemTime)>, own: &str, kept: (usize, usiz
     gone
 }
 
-/// Removes old folders that nobody uses.
-fn clean(root: &Path, key: &EngineKey, kept: (usize, usize)) {
+/// Removes old folders that nobody uses; `key` is that of engines that were built just now.
+///
+/// Its place is after everything that belongs together is open: what is not open yet may be older than what nobody needs.
+pub fn clean(root: &Path, key: &EngineKey) {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     let folders = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok().filter(|n| n != TIMING)?;
@@ -331,7 +332,7 @@ fn clean(root: &Path, key: &EngineKey, kept: (usize, usize)) {
         let is_folder = entry.path().is_dir();
         is_folder.then(|| (name, marker.unwrap_or(SystemTime::UNIX_EPOCH)))
     });
-    for name in surplus(folders.collect(), &key.folder(), kept) {
+    for name in surplus(folders.collect(), &key.folder(), KEPT) {
         let lock = File::create(root.join(format!("{name}.lock")));
         if lock.is_ok_and(|lock| lock.try_lock().is_ok() && fs::remove_dir_all(root.join(&name)).is_ok()) {
             info!(folder = name, "old engines removed");

@@ -505,6 +505,7 @@ fn only_the_newest_folders_are_kept_and_never_one_in_use() {
         let mut key = key();
         key.tensorrt = format!("libnvinfer.so.{version}");
         let (_, lease) = Builder::new().run_as(root.path(), &key, &Stages::default()).unwrap();
+        clean(root.path(), &key);
         let marker = File::options()
             .write(true)
             .open(lease.folder.as_ref().unwrap().join(MARKER))
@@ -518,4 +519,28 @@ fn only_the_newest_folders_are_kept_and_never_one_in_use() {
     }
     let there: Vec<bool> = keys.iter().map(|k| root.path().join(k.folder()).exists()).collect();
     assert_eq!(there, [true, false, false, true, true, true]);
+}
+
+#[test]
+fn a_size_that_is_missing_is_built_and_the_others_are_loaded_however_old_they_are() {
+    let root = tempfile::tempdir().unwrap();
+    let keys = ["at 320", "at 224", "at 160", "int8 at 320"].map(|precision| EngineKey {
+        precision: precision.into(),
+        ..key()
+    });
+    let open = |builder: &Builder, key: &EngineKey| builder.run_as(root.path(), key, &Stages::default()).unwrap().1;
+    for (age, key) in (1..).zip(&keys) {
+        let folder = open(&Builder::new(), key).folder.unwrap();
+        let marker = File::options().write(true).open(folder.join(MARKER)).unwrap();
+        marker
+            .set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(age))
+            .unwrap();
+    }
+    // The engines of another variant are newer than those that go with the one that is gone.
+    fs::remove_dir_all(root.path().join(keys[0].folder())).unwrap();
+    let (builder, sizes) = (Builder::new(), &keys[..3]);
+    let _leases: Vec<Lease> = sizes.iter().map(|key| open(&builder, key)).collect();
+    clean(root.path(), &keys[0]);
+    assert_eq!(builder.counts(), (1, 3));
+    assert!(sizes.iter().all(|key| root.path().join(key.folder()).exists()));
 }

@@ -16,7 +16,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::TensorRef;
 use tracing::debug;
 
-use super::engine_cache::{EngineKey, Lease, with_engines};
+use super::engine_cache::{EngineKey, Lease, clean, with_engines};
 use super::graph::{GraphSession, TakeOutput, Values, positions};
 use super::models::{Opened, further, open_with, per_frame};
 use super::precision::{Choice, Executor, choose};
@@ -235,6 +235,10 @@ fn open_on(
         }
         let new = notes.into_iter().filter(|note| !said.contains(note));
         said.extend(new.collect::<Vec<_>>());
+    }
+    let mut leases = sessions.iter().filter_map(|session| session._lease.as_ref());
+    if let (Some(cache), true) = (cache, leases.any(|lease| lease.built && lease.folder.is_some())) {
+        clean(&cache.join("engines"), &engine_key(library, bundle, choice));
     }
     let mut notes = std::mem::take(notes);
     notes.extend(choice.note());
