@@ -162,6 +162,17 @@ pub(super) struct Shared {
     pub(super) spool: Option<(SharedSpool, Topic)>,
 }
 
+/// What a message of QoS 1 was: what its acknowledgement means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Carried {
+    /// A spooled event of this number.
+    Event(u64),
+    /// The withdrawal of this retained topic.
+    Withdrawal(String),
+    /// Nothing that is waited for.
+    Other,
+}
+
 /// What the callers and the thread share.
 #[derive(Debug)]
 pub(super) struct State {
@@ -169,10 +180,10 @@ pub(super) struct State {
     pub(super) connected: bool,
     pub(super) connects: u64,
     pub(super) sent: u64,
-    /// Messages of QoS 1 handed to the client, in order, whose packet number is not known yet; with the event's number.
-    pub(super) handed: VecDeque<Option<u64>>,
+    /// Messages of QoS 1 handed to the client, in order, whose packet number is not known yet.
+    pub(super) handed: VecDeque<Carried>,
     /// Messages of QoS 1 that the broker has not acknowledged on this connection, by packet number.
-    pub(super) in_flight: HashMap<u16, Option<u64>>,
+    pub(super) in_flight: HashMap<u16, Carried>,
     /// Whether the topics of this connection are still to be subscribed to.
     pub(super) subscribe: bool,
     /// Largest packet this connection takes.
@@ -223,6 +234,16 @@ impl State {
 }
 
 impl Shared {
+    pub(super) fn new(settings: &Settings, spool: Option<(Spool, Topic)>) -> Self {
+        let spooled = spool.as_ref().map(|(spool, _)| spool.stats()).unwrap_or_default();
+        Self {
+            state: Mutex::new(State::new(settings, spooled)),
+            changed: Condvar::new(),
+            work: Notify::new(),
+            spool: spool.map(|(spool, topic)| (Arc::new(Mutex::new(spool)), topic)),
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // every critical section leaves the state whole
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -272,13 +293,7 @@ impl Publisher {
     pub fn start_with(settings: Settings, spool: Option<(Spool, Topic)>) -> Result<Self, PublishError> {
         check(&settings)?;
         let tls = settings.tls.as_ref().map(link::tls).transpose()?;
-        let spooled = spool.as_ref().map(|(spool, _)| spool.stats()).unwrap_or_default();
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State::new(&settings, spooled)),
-            changed: Condvar::new(),
-            work: Notify::new(),
-            spool: spool.map(|(spool, topic)| (Arc::new(Mutex::new(spool)), topic)),
-        });
+        let shared = Arc::new(Shared::new(&settings, spool));
         let writer = match &shared.spool {
             None => None,
             Some((spool, topic)) => {

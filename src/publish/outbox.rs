@@ -1,12 +1,13 @@
 //! What waits to be sent. Pure state: no socket, no clock.
 //!
 //! Retained topics are states: only the last value counts, none is ever dropped, and all go out again after every
-//! connect, because the broker may have lost them. Everything else waits in a bounded queue that drops its oldest
-//! message; a frame nobody could receive in time is worth less than the next one.
+//! connect, because the broker may have lost them. An empty value withdraws a state: it is a state itself until the
+//! broker has acknowledged it. Everything else waits in a bounded queue that drops its oldest message; a frame nobody
+//! could receive in time is worth less than the next one.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::message::topic::Topic;
+use crate::message::topic::{Qos, Topic};
 
 /// One message on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +49,13 @@ impl Outbox {
     }
 
     /// Takes a message; drops the oldest queued ones if the bounds ask for it, or the message itself if it alone is
-    /// over them.
-    pub fn push(&mut self, message: Message) {
+    /// over them. A withdrawal is acknowledged whatever its topic's quality of service: nothing else says that it
+    /// arrived.
+    pub fn push(&mut self, mut message: Message) {
         if message.topic.retained {
+            if message.payload.is_empty() {
+                message.topic.qos = Qos::AtLeastOnce;
+            }
             let name = message.topic.name.clone();
             if !self.changed.contains(&name) {
                 self.changed.push_back(name.clone());
@@ -75,12 +80,16 @@ impl Outbox {
     /// The next changed state.
     pub fn pop_state(&mut self) -> Option<Message> {
         let name = self.changed.pop_front()?;
-        let message = self.states.get(&name)?.clone();
-        if message.payload.is_empty() {
-            // The broker forgets it, and so do we.
-            self.states.remove(&name);
+        self.states.get(&name).cloned()
+    }
+
+    /// The broker has forgotten a state, and so do we; one that has a value again stays.
+    pub fn withdrawn(&mut self, name: &str) {
+        if !self.changed.iter().any(|changed| changed == name)
+            && self.states.get(name).is_some_and(|state| state.payload.is_empty())
+        {
+            self.states.remove(name);
         }
-        Some(message)
     }
 
     /// The next message that is no state.
@@ -120,7 +129,6 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::topic::Qos;
     use proptest::prelude::*;
 
     fn message(name: &str, retained: bool, payload: &[u8]) -> Message {
@@ -169,13 +177,32 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_withdrawn_goes_out_empty_once() {
+    fn a_state_that_is_withdrawn_goes_out_empty_until_the_broker_has_acknowledged_it() {
         let mut outbox = Outbox::new(2, 100);
         outbox.push(message("count", true, b"1"));
         outbox.push(message("count", true, b""));
-        assert_eq!(payloads(&mut outbox), [b""]);
+        let sent = outbox.pop().unwrap();
+        assert_eq!((sent.payload.len(), sent.topic.qos), (0, Qos::AtLeastOnce));
+        // The connection broke meanwhile.
+        outbox.resend_states(message("available", true, b"online"));
+        assert_eq!(payloads(&mut outbox), [&b""[..], b"online"]);
+        outbox.withdrawn("count");
         outbox.resend_states(message("available", true, b"online"));
         assert_eq!(payloads(&mut outbox), [b"online"]);
+    }
+
+    #[test]
+    fn a_state_that_has_a_value_again_outlives_the_acknowledgement_of_its_withdrawal() {
+        let mut outbox = Outbox::new(2, 100);
+        outbox.push(message("count", true, b""));
+        payloads(&mut outbox);
+        outbox.push(message("count", true, b"2"));
+        outbox.withdrawn("count");
+        assert_eq!(payloads(&mut outbox), [b"2"]);
+        // Withdrawn anew, and not sent yet.
+        outbox.push(message("count", true, b""));
+        outbox.withdrawn("count");
+        assert_eq!(payloads(&mut outbox), [b""]);
     }
 
     #[test]

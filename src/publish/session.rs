@@ -8,7 +8,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::link::{self, Closed, Happened, Receiver, Sender};
-use super::mqtt::{Incoming, Settings, Shared, State, fits};
+use super::mqtt::{Carried, Incoming, Settings, Shared, State, fits};
 use super::outbox::Message;
 use super::spool::writer::lock;
 use crate::message::payload::Availability;
@@ -98,11 +98,7 @@ async fn receive(mut receiver: Receiver, settings: &Settings, shared: &Shared) -
                 shared.changed.notify_all();
                 shared.work.notify_one();
             }
-            Ok(Happened::Left(number)) => {
-                let mut state = shared.lock();
-                let event = state.handed.pop_front().flatten();
-                state.in_flight.insert(number, event);
-            }
+            Ok(Happened::Left(number)) => left(number, &mut shared.lock()),
             Ok(Happened::Acknowledged(number, taken)) => {
                 acknowledged(shared, number, taken);
                 if !taken && !refusal_reported {
@@ -126,13 +122,29 @@ async fn receive(mut receiver: Receiver, settings: &Settings, shared: &Shared) -
     }
 }
 
-/// The broker has a message; a spooled event is done with.
+/// The oldest message that was handed over went out under this number.
+fn left(number: u16, state: &mut State) {
+    let carried = state.handed.pop_front().unwrap_or(Carried::Other);
+    state.in_flight.insert(number, carried);
+}
+
+/// The broker has a message; a spooled event is done with, and so is a withdrawal unless another one of its topic is on
+/// its way.
 fn acknowledged(shared: &Shared, number: u16, taken: bool) {
     let mut state = shared.lock();
     state.refused += u64::from(!taken);
-    let event = state.in_flight.remove(&number).flatten();
+    let carried = state.in_flight.remove(&number);
+    if let Some(Carried::Withdrawal(name)) = &carried
+        && !state
+            .handed
+            .iter()
+            .chain(state.in_flight.values())
+            .any(|c| Some(c) == carried.as_ref())
+    {
+        state.outbox.withdrawn(name);
+    }
     drop(state);
-    if let (Some(event), Some((spool, _))) = (event, &shared.spool) {
+    if let (Some(Carried::Event(event)), Some((spool, _))) = (carried, &shared.spool) {
         let stats = {
             let mut spool = lock(spool);
             spool.acknowledge(event);
@@ -263,7 +275,80 @@ fn takes(message: &Message, event: Option<u64>, state: &mut State) -> bool {
     let fits = fits(&message.topic, &message.payload, state.packet_limit);
     state.too_large += u64::from(!fits);
     if fits && message.topic.qos == Qos::AtLeastOnce {
-        state.handed.push_back(event);
+        state.handed.push_back(match event {
+            Some(number) => Carried::Event(number),
+            None if message.topic.retained && message.payload.is_empty() => {
+                Carried::Withdrawal(message.topic.name.clone())
+            }
+            None => Carried::Other,
+        });
     }
     fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::topic::Topics;
+
+    fn shared() -> Shared {
+        let available = Topics::new("samclip").unwrap().available();
+        Shared::new(&Settings::new("127.0.0.1", 1883, "test", available), None)
+    }
+
+    fn snapshot(payload: &[u8]) -> Message {
+        let topic = Topic {
+            name: "samclip/dock/person/snapshot".into(),
+            qos: Qos::AtMostOnce,
+            retained: true,
+        };
+        let payload = payload.into();
+        Message { topic, payload }
+    }
+
+    /// Sends every state that waits; those of QoS 1 are numbered from 1 on each connection.
+    fn send_states(state: &mut State) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        while let Some(message) = state.outbox.pop_state() {
+            assert!(takes(&message, None, state));
+            sent.push(message.payload);
+        }
+        while !state.handed.is_empty() {
+            let number = u16::try_from(state.in_flight.len()).unwrap() + 1;
+            left(number, state);
+        }
+        sent
+    }
+
+    /// The connection breaks and there is another one; what goes out on it.
+    fn reconnect(shared: &Shared) -> Vec<Vec<u8>> {
+        disconnected(shared);
+        let mut state = shared.lock();
+        state.outbox.resend_states(Message {
+            topic: Topics::new("samclip").unwrap().available(),
+            payload: b"online".into(),
+        });
+        send_states(&mut state)
+    }
+
+    #[test]
+    fn a_withdrawal_that_was_on_its_way_when_the_connection_broke_goes_out_again() {
+        let shared = shared();
+        shared.lock().outbox.push(snapshot(b""));
+        assert_eq!(send_states(&mut shared.lock()), [b""]);
+        assert_eq!(reconnect(&shared), [&b""[..], b"online"]);
+        acknowledged(&shared, 1, true);
+        assert_eq!(reconnect(&shared), [b"online"]);
+    }
+
+    #[test]
+    fn the_last_of_two_withdrawals_of_a_topic_is_the_one_that_counts() {
+        let shared = shared();
+        for payload in [&b""[..], b"1", b""] {
+            shared.lock().outbox.push(snapshot(payload));
+            send_states(&mut shared.lock());
+        }
+        acknowledged(&shared, 1, true);
+        assert_eq!(reconnect(&shared), [&b""[..], b"online"]);
+    }
 }
