@@ -184,6 +184,10 @@ impl Scene {
 
     /// Uses other zones and rules from the next frame on; things go on.
     pub fn set_rules(&mut self, zones: Vec<Zone>, rules: SceneRules) {
+        for story in self.stories.values_mut() {
+            // Nobody leaves a zone that is not there.
+            story.inside.retain(|id, _| zones.iter().any(|zone| zone.id() == id));
+        }
         (self.zones, self.rules, self.placed) = (zones, rules, None);
     }
 
@@ -590,6 +594,26 @@ mod tests {
         let ended = see(&mut scene, 83_100, None, 0.0, &rules);
         assert_eq!(kinds(&ended), [ChangeKind::End]);
         assert_eq!(wants(&scene), None);
+    }
+
+    #[test]
+    fn a_zone_that_is_taken_away_while_a_thing_loiters_in_it_is_not_waited_for() {
+        let mut scene = scene();
+        let rules = ThingRules {
+            loitering: Duration::from_secs(4),
+            ..ThingRules::default()
+        };
+        let wants = |scene: &Scene| scene.wants(|_| rules.clone());
+        see(&mut scene, 1_000, Some(60), 0.5, &rules);
+        see(&mut scene, 1_100, Some(60), 0.5, &rules);
+        assert_eq!(wants(&scene), Some(Duration::from_millis(5_000)));
+        scene.set_rules(Vec::new(), SceneRules::default());
+        // What is left to tell is that it rests.
+        let rests = Some(Duration::from_millis(11_000));
+        assert_eq!(wants(&scene), rests);
+        scene.skip_to(at(6_000));
+        see(&mut scene, 6_000, Some(60), 0.5, &rules);
+        assert_eq!(wants(&scene), rests);
     }
 
     #[test]
