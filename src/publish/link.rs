@@ -6,7 +6,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rumqttc::{LastWill, MqttOptions, Outgoing, Packet, QoS, TlsConfiguration, Transport, v5};
+use rumqttc::v5::mqttbytes::v5::Filter;
+use rumqttc::{
+    LastWill, MqttOptions, Outgoing, Packet, QoS, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport, v5,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -123,6 +126,8 @@ pub(super) enum Happened {
         payload: Bytes,
         retained: bool,
     },
+    /// The broker's answer to [`Sender::subscribe`]: which filters it grants, in their order.
+    Subscribed(Vec<bool>),
     /// Our goodbye went out.
     Parted,
     /// Nothing that matters.
@@ -204,16 +209,17 @@ impl Sender {
         sent.map_err(Closed)
     }
 
-    /// Asks for messages; QoS 1.
-    pub(super) async fn subscribe(&self, filter: &str) -> Result<(), Closed> {
+    /// Asks for messages under all of these filters, in one packet; QoS 1.
+    pub(super) async fn subscribe(&self, filters: &[String]) -> Result<(), Closed> {
+        let filters = filters.iter().cloned();
         let sent = match self {
-            Self::V3(client) => client
-                .subscribe(filter, QoS::AtLeastOnce)
-                .await
-                .map_err(|e| e.to_string()),
+            Self::V3(client) => {
+                let filters = filters.map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
+                client.subscribe_many(filters).await.map_err(|e| e.to_string())
+            }
             Self::V5(client) => {
-                let sent = client.subscribe(filter, v5::mqttbytes::QoS::AtLeastOnce).await;
-                sent.map_err(|e| e.to_string())
+                let filters = filters.map(|filter| Filter::new(filter, v5::mqttbytes::QoS::AtLeastOnce));
+                client.subscribe_many(filters).await.map_err(|e| e.to_string())
             }
         };
         sent.map_err(Closed)
@@ -234,16 +240,7 @@ impl Receiver {
     pub(super) async fn next(&mut self) -> Result<Happened, String> {
         match self {
             Self::V3(events) => Ok(match events.poll().await.map_err(|e| e.to_string())? {
-                rumqttc::Event::Incoming(packet) => match packet {
-                    Packet::ConnAck(_) => Happened::Connected { packet_limit: None },
-                    Packet::PubAck(ack) => Happened::Acknowledged(ack.pkid, true),
-                    Packet::Publish(message) => Happened::Arrived {
-                        topic: message.topic,
-                        payload: message.payload,
-                        retained: message.retain,
-                    },
-                    _ => Happened::Other,
-                },
+                rumqttc::Event::Incoming(packet) => received(packet),
                 rumqttc::Event::Outgoing(outgoing) => left(&outgoing),
             }),
             Self::V5(events) => Ok(match events.poll().await.map_err(|e| e.to_string())? {
@@ -262,8 +259,25 @@ fn left(outgoing: &Outgoing) -> Happened {
     }
 }
 
+fn received(packet: Packet) -> Happened {
+    match packet {
+        Packet::ConnAck(_) => Happened::Connected { packet_limit: None },
+        Packet::PubAck(ack) => Happened::Acknowledged(ack.pkid, true),
+        Packet::SubAck(ack) => {
+            let granted = |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
+            Happened::Subscribed(ack.return_codes.iter().map(granted).collect())
+        }
+        Packet::Publish(message) => Happened::Arrived {
+            topic: message.topic,
+            payload: message.payload,
+            retained: message.retain,
+        },
+        _ => Happened::Other,
+    }
+}
+
 fn received5(packet: v5::Incoming) -> Happened {
-    use v5::mqttbytes::v5::PubAckReason;
+    use v5::mqttbytes::v5::{PubAckReason, SubscribeReasonCode};
     match packet {
         v5::Incoming::ConnAck(ack) => Happened::Connected {
             packet_limit: ack
@@ -274,6 +288,10 @@ fn received5(packet: v5::Incoming) -> Happened {
         v5::Incoming::PubAck(ack) => {
             let taken = matches!(ack.reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers);
             Happened::Acknowledged(ack.pkid, taken)
+        }
+        v5::Incoming::SubAck(ack) => {
+            let granted = |code: &SubscribeReasonCode| matches!(code, SubscribeReasonCode::Success(_));
+            Happened::Subscribed(ack.return_codes.iter().map(granted).collect())
         }
         v5::Incoming::Publish(message) => Happened::Arrived {
             topic: String::from_utf8_lossy(&message.topic).into_owned(),
@@ -287,6 +305,28 @@ fn received5(packet: v5::Incoming) -> Happened {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_to_subscriptions_says_which_are_refused_in_both_versions() {
+        use v5::mqttbytes::v5::SubscribeReasonCode as Code5;
+        let codes = vec![
+            SubscribeReasonCode::Success(QoS::AtLeastOnce),
+            SubscribeReasonCode::Failure,
+        ];
+        let ack = rumqttc::SubAck::new(1, codes);
+        assert_eq!(received(Packet::SubAck(ack)), Happened::Subscribed(vec![true, false]));
+        let ack = v5::mqttbytes::v5::SubAck {
+            pkid: 1,
+            return_codes: vec![
+                Code5::NotAuthorized,
+                Code5::Success(v5::mqttbytes::QoS::AtMostOnce),
+                Code5::QuotaExceeded,
+            ],
+            properties: None,
+        };
+        let refused = Happened::Subscribed(vec![false, true, false]);
+        assert_eq!(received5(v5::Incoming::SubAck(ack)), refused);
+    }
 
     #[test]
     fn texts_that_are_no_certificates_are_refused_by_name_and_never_shown() {

@@ -115,11 +115,29 @@ async fn receive(mut receiver: Receiver, settings: &Settings, shared: &Shared) -
                 payload,
                 retained,
             }),
+            Ok(Happened::Subscribed(granted)) => {
+                let filters = refused(&settings.subscriptions, &granted);
+                if !filters.is_empty() {
+                    warn!(
+                        filters = filters.join(", "),
+                        "the broker refuses subscriptions: no command under them is heard; its access list must let this user read them"
+                    );
+                }
+            }
             Ok(Happened::Parted) => return End::Done,
             Ok(Happened::Other) => {}
             Err(error) => return End::Broken(error),
         }
     }
+}
+
+/// The filters that the broker does not grant.
+fn refused<'a>(filters: &'a [String], granted: &[bool]) -> Vec<&'a str> {
+    let answered = filters.iter().zip(granted);
+    answered
+        .filter(|(_, granted)| !**granted)
+        .map(|(filter, _)| filter.as_str())
+        .collect()
 }
 
 /// The oldest message that was handed over went out under this number.
@@ -229,7 +247,7 @@ async fn send(sender: Sender, settings: &Settings, shared: &Shared) {
                 shared.work.notified().await;
                 Ok(())
             }
-            Next::Subscribe => subscribe(&sender, settings).await,
+            Next::Subscribe => sender.subscribe(&settings.subscriptions).await,
             Next::Send(message, event) => hand_over(&sender, message, event, shared).await,
             // the receiving task sees it go out and ends the thread
             Next::Goodbye => match sender.disconnect().await {
@@ -243,13 +261,6 @@ async fn send(sender: Sender, settings: &Settings, shared: &Shared) {
             std::future::pending::<()>().await;
         }
     }
-}
-
-async fn subscribe(sender: &Sender, settings: &Settings) -> Result<(), Closed> {
-    for filter in &settings.subscriptions {
-        sender.subscribe(filter).await?;
-    }
-    Ok(())
 }
 
 /// Gives one message to the client, waiting for a place in its short queue.
@@ -294,6 +305,13 @@ mod tests {
     fn shared() -> Shared {
         let available = Topics::new("samclip").unwrap().available();
         Shared::new(&Settings::new("127.0.0.1", 1883, "test", available), None)
+    }
+
+    #[test]
+    fn refused_subscriptions_are_named() {
+        let filters = ["a/set", "b/set", "c/set"].map(str::to_owned);
+        assert_eq!(refused(&filters, &[true, false, false]), ["b/set", "c/set"]);
+        assert!(refused(&filters, &[true; 3]).is_empty());
     }
 
     fn snapshot(payload: &[u8]) -> Message {
