@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use crate::message::query::{QueryMessage, decode_switch, decode_texts};
+use crate::message::query::{CommandError, QueryMessage, decode_switch, decode_texts};
 use crate::message::topic::{Asked, Topics};
-use crate::publish::mqtt::Incoming;
+use crate::publish::mqtt::{Incoming, Unkept};
 
 use super::outlet::Outlet;
 
@@ -189,6 +189,15 @@ impl Refusal {
     }
 }
 
+impl From<Unkept> for Refusal {
+    fn from(why: Unkept) -> Self {
+        match why {
+            Unkept::TooLong(found) => Self::Invalid(CommandError::TooLong { found }.to_string()),
+            Unkept::Busy => Self::Busy,
+        }
+    }
+}
+
 impl Door {
     /// The same door under another name.
     #[must_use]
@@ -295,6 +304,13 @@ mod tests {
         };
         let (outcome, ()) = tokio::join!(door.ask(Command::Reload), answered);
         assert_eq!(outcome, Err(Refusal::Stopping));
+    }
+
+    #[test]
+    fn a_command_that_was_not_kept_is_refused_as_one_that_was() {
+        let long = Refusal::from(Unkept::TooLong(70_000));
+        assert_eq!(long.to_string(), "body of 70000 bytes, expected at most 65536");
+        assert!(Refusal::from(Unkept::Busy).to_string().ends_with("try again later"));
     }
 
     #[test]

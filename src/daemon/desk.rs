@@ -69,6 +69,9 @@ impl Service<'_> {
             }
             asked.extend(command_of(message, topics).map(|command| (command, message.topic.clone())));
         }
+        let unkept = self.outlet.unkept().into_iter();
+        let unkept = unkept.filter(|(topic, _)| topics.command(topic).is_some());
+        asked.extend(unkept.map(|(topic, why)| (Err(why.into()), topic)));
         for (command, topic) in asked {
             let answer = Answer::Topic(topic);
             match command {

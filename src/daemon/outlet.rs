@@ -13,7 +13,7 @@ use crate::message::onvif;
 use crate::message::payload::{DetectStatus, FrameMessage};
 use crate::message::query::QueryMessage;
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
-use crate::publish::mqtt::{Incoming, PublishStats, Settings};
+use crate::publish::mqtt::{Incoming, PublishStats, Settings, Unkept};
 
 use super::board::Board;
 use super::config::{self, Config};
@@ -260,6 +260,14 @@ impl Outlet {
     pub(super) fn incoming(&self) -> Option<(Vec<Incoming>, &Topics)> {
         let broker = self.mqtt.as_ref()?;
         Some((broker.publisher.incoming(), &broker.topics))
+    }
+
+    /// Topics of messages from the broker since the last call that were not kept, and why.
+    pub(super) fn unkept(&self) -> Vec<(String, Unkept)> {
+        self.mqtt
+            .as_ref()
+            .map(|broker| broker.publisher.unkept())
+            .unwrap_or_default()
     }
 
     pub(super) fn stats(&self, body: Vec<u8>) {

@@ -20,9 +20,11 @@ use super::outbox::{Message, Outbox};
 use super::session;
 use super::spool::writer::{SharedSpool, SpoolWriter, Written};
 use super::spool::{Spool, SpoolStats};
+use crate::message::query::MAX_COMMAND_BYTES;
 use crate::message::topic::Topic;
 
-/// Messages from the broker that nobody has taken yet; further ones are dropped and counted.
+/// Messages from the broker that nobody has taken yet, and as many that are not kept; further ones are dropped and
+/// counted.
 const INCOMING: usize = 64;
 
 /// How to reach a broker and what to tell it.
@@ -125,7 +127,7 @@ pub struct PublishStats {
     pub refused: u64,
     /// Messages waiting, spooled events not counted.
     pub waiting: usize,
-    /// Messages from the broker dropped because nobody took them.
+    /// Messages from the broker dropped because nobody took those before them.
     pub unread: u64,
     /// The spool, if there is one; events dropped on the way to a slow disk count as dropped.
     pub spool: Option<SpoolStats>,
@@ -140,6 +142,15 @@ pub struct Incoming {
     pub payload: Bytes,
     /// Whether it is old: the broker kept it from before the subscription.
     pub retained: bool,
+}
+
+/// Why a message from the broker is not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unkept {
+    /// Its body has so many bytes, more than a command may have.
+    TooLong(usize),
+    /// Those before it were not taken yet.
+    Busy,
 }
 
 /// A running connection.
@@ -192,6 +203,8 @@ pub(super) struct State {
     pub(super) refused: u64,
     pub(super) spooled: SpoolStats,
     incoming: VecDeque<Incoming>,
+    /// Topics of messages that were not kept.
+    unkept: Vec<(String, Unkept)>,
     unread: u64,
     pub(super) stopping: bool,
     /// Until when events are still sent, once stopping: the goodbye must not wait for a long spool.
@@ -215,6 +228,7 @@ impl State {
             refused: 0,
             spooled,
             incoming: VecDeque::new(),
+            unkept: Vec::new(),
             unread: 0,
             stopping: false,
             events_until: None,
@@ -223,13 +237,27 @@ impl State {
         }
     }
 
-    /// Keeps a message from the broker for whoever takes it.
+    /// Keeps a message from the broker for whoever takes it, or else why it is not kept.
     pub(super) fn arrived(&mut self, message: Incoming) {
-        if self.incoming.len() < INCOMING {
+        let why = if message.payload.len() > MAX_COMMAND_BYTES {
+            Unkept::TooLong(message.payload.len())
+        } else if self.incoming.len() < INCOMING {
             self.incoming.push_back(message);
+            return;
         } else {
             self.unread += 1;
+            Unkept::Busy
+        };
+        if self.unkept.len() >= INCOMING {
+            return;
         }
+        if self.unkept.len() == INCOMING - 1 {
+            warn!(
+                topic = message.topic,
+                "more commands than can be answered; further ones are dropped until these are"
+            );
+        }
+        self.unkept.push((message.topic, why));
     }
 }
 
@@ -355,6 +383,12 @@ impl Publisher {
     #[must_use]
     pub fn incoming(&self) -> Vec<Incoming> {
         self.shared.lock().incoming.drain(..).collect()
+    }
+
+    /// Topics of messages from the broker since the last call that are not among [`Self::incoming`], at most 64.
+    #[must_use]
+    pub fn unkept(&self) -> Vec<(String, Unkept)> {
+        std::mem::take(&mut self.shared.lock().unkept)
     }
 
     /// Counters so far.
@@ -497,6 +531,32 @@ mod tests {
         let start = Instant::now();
         assert!(!publisher.stop(Duration::from_secs(5)));
         assert!(start.elapsed() < Duration::from_secs(4), "stopping waits for nobody");
+    }
+
+    #[test]
+    fn a_message_that_is_not_kept_is_told_of_with_the_reason() {
+        let publisher = Publisher::start(settings(closed_port())).unwrap();
+        let arrives = |topic: &str, bytes: usize| {
+            publisher.shared.lock().arrived(Incoming {
+                topic: topic.into(),
+                payload: vec![b'x'; bytes].into(),
+                retained: false,
+            });
+        };
+        arrives("long", MAX_COMMAND_BYTES + 1);
+        (0..200).for_each(|_| arrives("short", MAX_COMMAND_BYTES));
+        assert_eq!(publisher.incoming().len(), INCOMING);
+        let unkept = publisher.unkept();
+        assert_eq!(unkept.len(), INCOMING, "what is told is bounded too");
+        let long = Unkept::TooLong(MAX_COMMAND_BYTES + 1);
+        assert_eq!(
+            unkept[..2],
+            [("long".to_owned(), long), ("short".to_owned(), Unkept::Busy)]
+        );
+        assert_eq!(publisher.stats().unread, 200 - INCOMING as u64);
+        // The next ones have room again.
+        arrives("short", 1);
+        assert_eq!((publisher.incoming().len(), publisher.unkept()), (1, vec![]));
     }
 
     #[test]
