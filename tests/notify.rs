@@ -6,16 +6,19 @@ mod tiny;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use samclip::clock::{Clock, SystemClock};
+use samclip::contract::Manifest;
+use samclip::daemon::commands::{Answer, Command as Asked, Request};
 use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
 use samclip::daemon::run::{Surroundings, run_with};
 use samclip::runtime::progress::Stage;
-use samclip::runtime::{Backend, RuntimeOptions};
+use samclip::runtime::{self, Backend, ImageEncoder, RuntimeError, RuntimeOptions};
+use samclip::vision::features::Features;
 
 /// A bundle, one picture that is shown again and again or once, a configuration, and a socket.
 fn prepare(dir: &std::path::Path, query: &str) -> (String, UnixDatagram) {
@@ -149,4 +152,67 @@ fn while_an_engine_is_built_the_start_is_prolonged_and_not_yet_ready() {
     .unwrap();
     assert!(hear(&socket).starts_with("READY=1\n"));
     assert_eq!(hear(&socket), "STOPPING=1\nSTATUS=stopping");
+}
+
+/// An image encoder that fails.
+struct Broken;
+
+impl ImageEncoder for Broken {
+    fn encode(&mut self, _: &[f32], _: &mut Features) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Run {
+            graph: "encoder",
+            backend: "test",
+            message: "broken".into(),
+        })
+    }
+}
+
+#[test]
+fn frames_that_cannot_be_processed_end_the_signs_of_life_until_none_are_wanted_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, socket) = prepare(dir.path(), "?fps=20&loop");
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    let notifier = Notifier::new(Some(dir.path().join("notify").into()), Some(Duration::from_millis(300)));
+    let surroundings = Surroundings::new(notifier);
+    let (door, view) = (surroundings.door(), surroundings.view.clone());
+    let (stop, model) = (Arc::new(AtomicBool::new(false)), dir.path().to_owned());
+    let daemon = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+            run_with(&config, &clock, &stop, surroundings, |_| {
+                let bundle = Manifest::read(&model).unwrap();
+                let options = RuntimeOptions {
+                    backend: Backend::Tract,
+                    ..RuntimeOptions::default()
+                };
+                let mut engine = runtime::open(&bundle, &options).unwrap();
+                engine.encoder = Box::new(Broken);
+                Pipeline::new(&bundle, engine, None)
+            })
+            .unwrap();
+        }
+    });
+    let start = Instant::now();
+    while !view.look(|seen| seen.failing) {
+        assert!(start.elapsed() < Duration::from_secs(60), "no frame fails");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // What was said before.
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    while socket.recv(&mut [0; 4096]).is_ok() {}
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let off = Asked::SetDetect {
+        camera: "yard".into(),
+        on: false,
+    };
+    door.hand_in(Request {
+        command: off,
+        answer: Answer::Log,
+    })
+    .unwrap();
+    assert_eq!([hear(&socket), hear(&socket)], ["WATCHDOG=1", "WATCHDOG=1"]);
+    assert!(!view.look(|seen| seen.failing));
+    stop.store(true, Ordering::Relaxed);
+    daemon.join().unwrap();
 }

@@ -49,6 +49,7 @@ impl Service<'_> {
         info!(camera = %station.id(), "camera removed");
         self.view.forget(station.id().as_str());
         station.close(&self.outlet);
+        self.expect_nothing(feed.slot());
         self.health.forget(feed.slot());
         self.ending.push(feed.end(&self.latest));
     }
@@ -95,6 +96,7 @@ impl Service<'_> {
             info!(camera = %camera.id, "camera has another source");
             self.outlet.show(camera, station.detects());
             station.gone(&self.outlet);
+            self.expect_nothing(feed.slot());
             self.health.forget(feed.slot());
             let (intake, attention) = (Arc::clone(feed.intake()), Arc::clone(feed.attention()));
             let before = Some((feed.end(&self.latest), intake));

@@ -121,6 +121,9 @@ impl Service<'_> {
         let index = self.index(camera)?;
         self.cameras[index].station.detect(on, &self.outlet);
         self.cameras[index].feed.attention().want_next();
+        if !on {
+            self.expect_nothing(self.cameras[index].feed.slot());
+        }
         self.keep(camera, |kept| kept.detect = on);
         Ok(Reply::Done)
     }

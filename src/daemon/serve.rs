@@ -86,7 +86,8 @@ pub(super) struct Service<'a> {
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) view: View,
     counted: Instant,
-    failing: bool,
+    /// Slot of the camera whose frame was the last one, if that could not be processed.
+    failing: Option<usize>,
 }
 
 impl<'a> Service<'a> {
@@ -111,7 +112,7 @@ impl<'a> Service<'a> {
             clock: start.clock,
             view: start.view,
             counted: Instant::now(),
-            failing: false,
+            failing: None,
         };
         let config = Arc::clone(&service.config);
         for (camera, prepared) in config.cameras.iter().zip(start.prepared) {
@@ -144,7 +145,7 @@ impl<'a> Service<'a> {
                 Taken::Nothing => {}
                 Taken::Item(slot, delivery) => self.deliver(slot, delivery),
             }
-            if !self.failing {
+            if self.failing.is_none() {
                 self.notifier.alive(Instant::now());
             }
             self.tell_counters();
@@ -159,9 +160,20 @@ impl<'a> Service<'a> {
         };
         let station = &mut self.cameras[index].station;
         match delivery {
-            Delivery::Gone => station.gone(&self.outlet),
+            Delivery::Gone => {
+                station.gone(&self.outlet);
+                self.expect_nothing(slot);
+            }
             Delivery::Frame(..) if !station.detects() => station.idle(&self.outlet),
             Delivery::Frame(frame, still) => self.look(index, &frame, still),
+        }
+    }
+
+    /// No frame of a camera is processed next: that its last one could not be says nothing any more.
+    pub(super) fn expect_nothing(&mut self, slot: usize) {
+        if self.failing == Some(slot) {
+            self.failing = None;
+            self.view.expect_nothing();
         }
     }
 
@@ -171,7 +183,7 @@ impl<'a> Service<'a> {
         let fully = feed.attention().take_fully();
         match station.look(&mut self.pipeline, frame, fully) {
             Ok(found) => {
-                self.failing = false;
+                self.failing = None;
                 self.health.count(feed.slot(), &found);
                 log_detections(station.id(), &self.pipeline, &found);
                 let before = self.clock.now();
@@ -188,7 +200,7 @@ impl<'a> Service<'a> {
             Err(error) => {
                 self.view.failed(station.id().as_str());
                 feed.attention().want_next();
-                if std::mem::replace(&mut self.failing, true) {
+                if self.failing.replace(feed.slot()).is_some() {
                     debug!(%error, "frame not processed");
                 } else {
                     warn!(%error, "frame not processed; logged again after the next good frame");

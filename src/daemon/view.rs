@@ -42,7 +42,7 @@ pub struct Seen {
     pub stages: BTreeMap<&'static str, Histogram>,
     /// Counters of the connection to the broker, if there is one; about a second old.
     pub publisher: Option<PublishStats>,
-    /// Whether the last frame could not be processed.
+    /// Whether the last frame could not be processed, and more of its camera are expected.
     pub failing: bool,
     /// When the program started.
     pub started: Instant,
@@ -264,6 +264,11 @@ impl View {
         }
     }
 
+    /// The camera whose frame could not be processed gives none for now, or none is wanted of it.
+    pub(super) fn expect_nothing(&self) {
+        self.lock().failing = false;
+    }
+
     /// Counters that others keep.
     pub(super) fn counters<'a>(
         &self,
@@ -360,6 +365,17 @@ mod tests {
         drop(waiting);
         assert!(!wanted(9_000));
         assert!(view.pictures("moon").is_none());
+    }
+
+    #[test]
+    fn a_frame_that_could_not_be_processed_says_nothing_once_no_more_are_expected() {
+        let view = View::new();
+        view.open("yard", &Arc::new(Attention::new(None)));
+        let failing = || view.look(|seen| (seen.failing, seen.cameras["yard"].failed));
+        view.failed("yard");
+        assert_eq!(failing(), (true, 1));
+        view.expect_nothing();
+        assert_eq!(failing(), (false, 1));
     }
 
     #[test]
