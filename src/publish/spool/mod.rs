@@ -385,8 +385,10 @@ impl Spool {
         self.acknowledged = self.acknowledged.split_off(&(done + 1));
         if self.entries.len() != before {
             self.remove_finished(self.most_bytes / PARTS / 2);
-            // A mark that cannot be written means an event twice after a restart, not a lost one.
-            if self.active.is_some() || !self.files.is_empty() {
+            // A mark that cannot be written, or has no room, means an event twice after a restart, not a lost one. It may
+            // begin a file, which begins with another one.
+            let fits = self.bytes() + 2 * MARK_BYTES as u64 <= self.most_bytes;
+            if fits && (self.active.is_some() || !self.files.is_empty()) {
                 let _ = self.write(&record::mark(done));
             }
         }
