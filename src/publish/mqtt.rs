@@ -54,7 +54,8 @@ pub struct Settings {
     pub queue_bytes: usize,
     /// Largest packet in bytes, either way; a larger message is dropped and counted.
     pub max_packet_bytes: usize,
-    /// First and longest pause between two tries to connect; the pause doubles.
+    /// First and longest pause between two tries to connect; the pause doubles until a connection holds for twice the
+    /// longest one.
     pub retry: (Duration, Duration),
 }
 
@@ -189,6 +190,8 @@ pub(super) enum Carried {
 pub(super) struct State {
     pub(super) outbox: Outbox,
     pub(super) connected: bool,
+    /// Since when, on this connection.
+    pub(super) connected_at: Option<Instant>,
     pub(super) connects: u64,
     pub(super) sent: u64,
     /// Messages of QoS 1 handed to the client, in order, whose packet number is not known yet.
@@ -218,6 +221,7 @@ impl State {
         Self {
             outbox: Outbox::new(settings.queue_messages, settings.queue_bytes),
             connected: false,
+            connected_at: None,
             connects: 0,
             sent: 0,
             handed: VecDeque::new(),

@@ -3,7 +3,7 @@
 //! Each change of the connection is logged once, not each try.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
@@ -25,11 +25,60 @@ enum End {
     Broken(String),
 }
 
+/// When to try again, and what of it is new.
+struct Retry {
+    /// First and longest pause.
+    range: (Duration, Duration),
+    pause: Duration,
+    /// Whether the log has it that there is no broker, and that connections do not last.
+    told: (bool, bool),
+}
+
+/// What the log is told of the end of a link.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    /// There is no connection any more, or none yet.
+    Lost,
+    /// There was one again, and not for long.
+    Brief,
+    Nothing,
+}
+
+impl Retry {
+    fn new(range: (Duration, Duration)) -> Self {
+        Self {
+            range,
+            pause: range.0,
+            told: (false, false),
+        }
+    }
+
+    /// A link ended that was connected for `held`, if at all: the pause before the next one, and what is new.
+    ///
+    /// Two clients of the same id push each other off, and each connection holds as long as the other client pauses:
+    /// only one that holds longer makes pauses short again.
+    fn ended(&mut self, held: Option<Duration>) -> (Duration, News) {
+        if held.is_some_and(|held| held >= self.range.1 * 2) {
+            *self = Self::new(self.range);
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(self.range.1);
+        let (lost, brief) = &mut self.told;
+        let news = if !std::mem::replace(lost, true) {
+            News::Lost
+        } else if held.is_some() && !std::mem::replace(brief, true) {
+            News::Brief
+        } else {
+            News::Nothing
+        };
+        (pause, news)
+    }
+}
+
 /// Keeps a connection until asked to stop.
 pub(super) async fn run(settings: &Settings, tls: Option<&Arc<rustls::ClientConfig>>, shared: &Shared) {
     let broker = format!("{}:{}", settings.host, settings.port);
-    let mut pause = settings.retry.0;
-    let mut reported = false;
+    let mut retry = Retry::new(settings.retry);
     loop {
         let (sender, receiver) = link::open(settings, tls);
         let end = tokio::select! {
@@ -37,21 +86,21 @@ pub(super) async fn run(settings: &Settings, tls: Option<&Arc<rustls::ClientConf
             () = send(sender, settings, shared) => End::Done,
         };
         let End::Broken(error) = end else { return };
-        let was_connected = disconnected(shared);
-        if was_connected {
-            (pause, reported) = (settings.retry.0, false);
-        }
-        if reported {
-            debug!(broker, error, "still no broker");
-        } else {
-            warn!(broker, error, "no broker; trying again in the background");
-            reported = true;
+        let (pause, news) = retry.ended(disconnected(shared));
+        match news {
+            News::Lost => warn!(broker, error, "no broker; trying again in the background"),
+            News::Brief => warn!(
+                broker,
+                error,
+                client_id = settings.client_id,
+                "connections to the broker do not last; if another client has the same client_id, give this one another"
+            ),
+            News::Nothing => debug!(broker, error, "still no broker"),
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = told_to_end(shared) => return,
         }
-        pause = (pause * 2).min(settings.retry.1);
     }
 }
 
@@ -65,18 +114,19 @@ async fn told_to_end(shared: &Shared) {
     }
 }
 
-/// Forgets what was on its way; whether there was a connection at all.
-fn disconnected(shared: &Shared) -> bool {
+/// Forgets what was on its way; for how long there was a connection, if there was one.
+fn disconnected(shared: &Shared) -> Option<Duration> {
     let mut state = shared.lock();
     state.handed.clear();
     state.in_flight.clear();
-    let was_connected = std::mem::replace(&mut state.connected, false);
+    state.connected = false;
+    let held = state.connected_at.take().map(|at| at.elapsed());
     drop(state);
     shared.changed.notify_all();
     if let Some((spool, _)) = &shared.spool {
         lock(spool).rewind();
     }
-    was_connected
+    held
 }
 
 /// Drives a link until it ends.
@@ -93,6 +143,7 @@ async fn receive(mut receiver: Receiver, settings: &Settings, shared: &Shared) -
                 });
                 let limit = packet_limit.unwrap_or(usize::MAX).min(settings.max_packet_bytes);
                 (state.connected, state.connects, state.packet_limit) = (true, state.connects + 1, limit);
+                state.connected_at = Some(Instant::now());
                 state.subscribe = !settings.subscriptions.is_empty();
                 drop(state);
                 shared.changed.notify_all();
@@ -305,6 +356,22 @@ mod tests {
     fn shared() -> Shared {
         let available = Topics::new("samclip").unwrap().available();
         Shared::new(&Settings::new("127.0.0.1", 1883, "test", available), None)
+    }
+
+    #[test]
+    fn only_a_connection_that_lasts_makes_the_next_pause_short_and_its_loss_news() {
+        let seconds = Duration::from_secs;
+        let mut retry = Retry::new((seconds(1), seconds(4)));
+        let mut ended = |held: Option<u64>| {
+            let (pause, news) = retry.ended(held.map(seconds));
+            (pause.as_secs(), news)
+        };
+        assert_eq!(ended(None), (1, News::Lost));
+        assert_eq!(ended(None), (2, News::Nothing));
+        // Pushed off by a client of the same id, which pauses as long.
+        assert_eq!(ended(Some(0)), (4, News::Brief));
+        assert_eq!(ended(Some(4)), (4, News::Nothing));
+        assert_eq!(ended(Some(8)), (1, News::Lost));
     }
 
     #[test]
