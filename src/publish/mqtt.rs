@@ -23,6 +23,9 @@ use super::spool::{Spool, SpoolStats};
 use crate::message::query::MAX_COMMAND_BYTES;
 use crate::message::topic::Topic;
 
+/// How long the thread may take to end once its connection is given up.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// Messages from the broker that nobody has taken yet, and as many that are not kept; further ones are dropped and
 /// counted.
 const INCOMING: usize = 64;
@@ -170,6 +173,8 @@ pub(super) struct Shared {
     pub(super) changed: Condvar,
     /// Wakes the sending task.
     pub(super) work: Notify,
+    /// Ends the thread, whatever it waits for.
+    pub(super) given_up: Notify,
     /// Events and where they go. Its lock is never asked for while the state's is held: the disk may be slow.
     pub(super) spool: Option<(SharedSpool, Topic)>,
 }
@@ -272,6 +277,7 @@ impl Shared {
             state: Mutex::new(State::new(settings, spooled)),
             changed: Condvar::new(),
             work: Notify::new(),
+            given_up: Notify::new(),
             spool: spool.map(|(spool, topic)| (Arc::new(Mutex::new(spool)), topic)),
         }
     }
@@ -345,6 +351,8 @@ impl Publisher {
             let shared = Arc::clone(&shared);
             move || {
                 runtime.block_on(session::run(&settings, tls.as_ref(), &shared));
+                // A look-up of the broker's name may take long, and nobody waits for it.
+                runtime.shutdown_background();
                 shared.lock().finished = true;
                 shared.changed.notify_all();
             }
@@ -438,7 +446,8 @@ impl Publisher {
     }
 
     /// Sends what waits and then `stopped`, and disconnects; gives up after `grace`, and at once without a connection.
-    /// Returns whether the broker has acknowledged `stopped`. Events that are not sent stay in the spool.
+    /// Returns whether the broker has acknowledged `stopped`. Events that are not sent stay in the spool, which is free
+    /// for the next publisher then, unless the disk hangs.
     pub fn stop(mut self, grace: Duration) -> bool {
         let end = Instant::now() + grace;
         if let Some(writer) = self.writer.take()
@@ -450,10 +459,20 @@ impl Publisher {
         (state.stopping, state.events_until) = (true, Some(Instant::now() + grace / 4));
         drop(state);
         self.shared.work.notify_one();
-        let finished = self.wait(end.saturating_duration_since(Instant::now()), |state| state.finished);
-        // after the grace the thread is left to the destructor, which breaks the connection
+        let in_time = self.wait(end.saturating_duration_since(Instant::now()), |state| state.finished);
+        if !in_time {
+            self.give_up();
+        }
+        let finished = in_time || self.wait(PARTING, |state| state.finished);
         let thread = if finished { self.thread.take() } else { None };
-        thread.is_some_and(|thread| thread.join().is_ok()) && self.shared.lock().connected
+        thread.is_some_and(|thread| thread.join().is_ok()) && in_time && self.shared.lock().connected
+    }
+
+    /// Breaks the connection.
+    fn give_up(&self) {
+        self.shared.lock().abandoned = true;
+        self.shared.work.notify_one();
+        self.shared.given_up.notify_one();
     }
 }
 
@@ -484,8 +503,7 @@ impl Drop for Publisher {
     /// clean exit.
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.shared.lock().abandoned = true;
-            self.shared.work.notify_one();
+            self.give_up();
         }
     }
 }
@@ -535,6 +553,25 @@ mod tests {
         let start = Instant::now();
         assert!(!publisher.stop(Duration::from_secs(5)));
         assert!(start.elapsed() < Duration::from_secs(4), "stopping waits for nobody");
+    }
+
+    #[test]
+    fn a_broker_that_acknowledges_nothing_does_not_hold_the_spool_of_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = settings(listener.local_addr().unwrap().port());
+        let open = || Spool::open(dir.path(), crate::publish::spool::MIN_BYTES);
+        let events = Topics::new("samclip").unwrap().events();
+        let publisher = Publisher::start_with(settings, Some((open().unwrap(), events.clone()))).unwrap();
+        // It accepts the connection, and nothing comes of it any more.
+        let (mut broker, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut broker, &[0x20, 2, 0, 0]).unwrap();
+        assert!(publisher.wait_connected(Duration::from_secs(30)));
+        // More than may be on their way: the sending task waits for a place.
+        (0..200).for_each(|_| publisher.publish(events.clone(), vec![b'x']));
+        assert!(!publisher.stop(Duration::from_millis(200)));
+        assert!(open().is_ok());
+        drop(broker);
     }
 
     #[test]

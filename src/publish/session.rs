@@ -84,6 +84,7 @@ pub(super) async fn run(settings: &Settings, tls: Option<&Arc<rustls::ClientConf
         let end = tokio::select! {
             end = receive(receiver, settings, shared) => end,
             () = send(sender, settings, shared) => End::Done,
+            () = shared.given_up.notified() => End::Done,
         };
         let End::Broken(error) = end else { return };
         let (pause, news) = retry.ended(disconnected(shared));
