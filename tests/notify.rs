@@ -7,6 +7,8 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use samclip::clock::{Clock, SystemClock};
@@ -17,8 +19,10 @@ use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
 use samclip::daemon::run::{Surroundings, run_with};
 use samclip::runtime::progress::Stage;
-use samclip::runtime::{self, Backend, ImageEncoder, RuntimeError, RuntimeOptions};
+use samclip::runtime::{self, Backend, Engine, ImageEncoder, RuntimeError, RuntimeOptions, TextEncoder};
 use samclip::vision::features::Features;
+
+const MORE_TIME: &str = "EXTEND_TIMEOUT_USEC=60000000";
 
 /// A bundle, one picture that is shown again and again or once, a configuration, and a socket.
 fn prepare(dir: &std::path::Path, query: &str) -> (String, UnixDatagram) {
@@ -66,10 +70,16 @@ impl Drop for Service {
     }
 }
 
-fn hear(socket: &UnixDatagram) -> String {
+fn hear_any(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer).expect("a message within a minute");
     String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+/// The next message that does not ask for more time: on a slow machine the start of any service may.
+fn hear(socket: &UnixDatagram) -> String {
+    let mut messages = std::iter::repeat_with(|| hear_any(socket));
+    messages.find(|message| message != MORE_TIME).unwrap()
 }
 
 #[test]
@@ -80,6 +90,7 @@ fn a_service_says_ready_gives_signs_of_life_and_says_when_it_stops() {
     std::fs::write(&config, text).unwrap();
     let mut service = Service::start(dir.path(), &config, Some("300000"));
     assert_eq!(hear(&socket), "STATUS=opening the model");
+    assert_eq!(hear(&socket), "STATUS=embedding texts");
     let ready = hear(&socket);
     assert!(
         ready.starts_with("READY=1\nSTATUS=") && ready.contains(" on "),
@@ -100,6 +111,7 @@ fn at_a_hangup_a_service_says_that_it_reloads_and_what_came_of_it() {
     std::fs::write(&config, &text).unwrap();
     let mut service = Service::start(dir.path(), &config, None);
     assert_eq!(hear(&socket), "STATUS=opening the model");
+    assert_eq!(hear(&socket), "STATUS=embedding texts");
     assert!(hear(&socket).starts_with("READY=1\n"));
     for (changed, came) in [
         (format!("{text}[[query]]\nid = \"red\"\n"), "; configuration reloaded"),
@@ -146,25 +158,97 @@ fn while_an_engine_is_built_the_start_is_prolonged_and_not_yet_ready() {
         progress.stage(&Stage::BuildEngine(Some("/cache/engines/x".into())));
         assert_eq!(hear(&socket), "STATUS=building TensorRT engines in /cache/engines/x");
         // The build goes on until more time was asked for.
-        assert_eq!(hear(&socket), "EXTEND_TIMEOUT_USEC=60000000");
+        assert_eq!(hear_any(&socket), MORE_TIME);
         Pipeline::open(dir.path(), &options)
     })
     .unwrap();
+    assert_eq!(hear(&socket), "STATUS=embedding texts");
     assert!(hear(&socket).starts_with("READY=1\n"));
     assert_eq!(hear(&socket), "STOPPING=1\nSTATUS=stopping");
 }
 
-/// An image encoder that fails.
+/// An encoder of pictures and texts that fails.
 struct Broken;
+
+fn broken() -> RuntimeError {
+    RuntimeError::Run {
+        graph: "encoder",
+        backend: "test",
+        message: "broken".into(),
+    }
+}
 
 impl ImageEncoder for Broken {
     fn encode(&mut self, _: &[f32], _: &mut Features) -> Result<(), RuntimeError> {
-        Err(RuntimeError::Run {
-            graph: "encoder",
-            backend: "test",
-            message: "broken".into(),
-        })
+        Err(broken())
     }
+}
+
+impl TextEncoder for Broken {
+    fn embed(&mut self, _: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        Err(broken())
+    }
+}
+
+/// The daemon on a thread, with an engine that `change` changes, until it is stopped.
+fn start_with(
+    config: Config,
+    surroundings: Surroundings,
+    change: impl FnOnce(&mut Engine) + Send + 'static,
+) -> (Arc<AtomicBool>, JoinHandle<()>) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let daemon = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+            run_with(&config, &clock, &stop, surroundings, |_| {
+                let bundle = Manifest::read(&config.model).unwrap();
+                let options = RuntimeOptions {
+                    backend: Backend::Tract,
+                    ..RuntimeOptions::default()
+                };
+                let mut engine = runtime::open(&bundle, &options).unwrap();
+                change(&mut engine);
+                Pipeline::new(&bundle, engine, None)
+            })
+            .unwrap();
+        }
+    });
+    (stop, daemon)
+}
+
+/// A text encoder that works once there is no sender any more.
+struct Late {
+    inner: Box<dyn TextEncoder>,
+    gate: Receiver<()>,
+}
+
+impl TextEncoder for Late {
+    fn embed(&mut self, token_ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, RuntimeError> {
+        let _ = self.gate.recv();
+        self.inner.embed(token_ids)
+    }
+}
+
+#[test]
+fn while_texts_are_embedded_the_start_is_prolonged_and_not_yet_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, socket) = prepare(dir.path(), "?fps=20&loop");
+    let config = Config::parse(&text, "test.toml".as_ref()).unwrap();
+    let notifier = Notifier::new(Some(dir.path().join("notify").into()), None);
+    let (open, gate) = channel::<()>();
+    let (stop, daemon) = start_with(config, Surroundings::new(notifier), |engine| {
+        let broken: Box<dyn TextEncoder> = Box::new(Broken);
+        let inner = std::mem::replace(&mut engine.text, broken);
+        engine.text = Box::new(Late { inner, gate });
+    });
+    assert_eq!(hear_any(&socket), "STATUS=opening the model");
+    assert_eq!(hear_any(&socket), "STATUS=embedding texts");
+    assert_eq!(hear_any(&socket), MORE_TIME);
+    drop(open);
+    assert!(hear(&socket).starts_with("READY=1\n"));
+    stop.store(true, Ordering::Relaxed);
+    daemon.join().unwrap();
 }
 
 #[test]
@@ -175,24 +259,7 @@ fn frames_that_cannot_be_processed_end_the_signs_of_life_until_none_are_wanted_a
     let notifier = Notifier::new(Some(dir.path().join("notify").into()), Some(Duration::from_millis(300)));
     let surroundings = Surroundings::new(notifier);
     let (door, view) = (surroundings.door(), surroundings.view.clone());
-    let (stop, model) = (Arc::new(AtomicBool::new(false)), dir.path().to_owned());
-    let daemon = std::thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-            run_with(&config, &clock, &stop, surroundings, |_| {
-                let bundle = Manifest::read(&model).unwrap();
-                let options = RuntimeOptions {
-                    backend: Backend::Tract,
-                    ..RuntimeOptions::default()
-                };
-                let mut engine = runtime::open(&bundle, &options).unwrap();
-                engine.encoder = Box::new(Broken);
-                Pipeline::new(&bundle, engine, None)
-            })
-            .unwrap();
-        }
-    });
+    let (stop, daemon) = start_with(config, surroundings, |engine| engine.encoder = Box::new(Broken));
     let start = Instant::now();
     while !view.look(|seen| seen.failing) {
         assert!(start.elapsed() < Duration::from_secs(60), "no frame fails");

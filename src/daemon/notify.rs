@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-/// How much longer the start may take, counted from each message of a build.
+/// How much longer the start may take, counted from each message that asks for it.
 const EXTENSION: Duration = Duration::from_secs(60);
 
 /// Distance of two such messages.
@@ -25,7 +25,7 @@ pub struct Notifier {
     to: Option<(UnixDatagram, SocketAddr)>,
     /// Distance of two signs of life: a third of what the service manager waits for one.
     every: Option<Duration>,
-    building: AtomicBool,
+    long: AtomicBool,
     extended: Mutex<Option<Instant>>,
     alive: Mutex<Option<Instant>>,
 }
@@ -59,7 +59,7 @@ impl Notifier {
         Self {
             to,
             every: watchdog.map(|most| most / 3),
-            building: AtomicBool::new(false),
+            long: AtomicBool::new(false),
             extended: Mutex::new(None),
             alive: Mutex::new(None),
         }
@@ -98,14 +98,14 @@ impl Notifier {
         self.send("STOPPING=1\nSTATUS=stopping");
     }
 
-    /// Whether engines are being built from now on; only that may prolong the start.
-    pub fn set_building(&self, building: bool) {
-        self.building.store(building, Ordering::Relaxed);
+    /// Whether engines are built or texts embedded from now on, which may take minutes; only that prolongs the start.
+    pub fn set_long(&self, long: bool) {
+        self.long.store(long, Ordering::Relaxed);
     }
 
-    /// Called again and again while the model is opened: asks for more time as long as engines are built.
+    /// Called again and again during the start: asks for more time as long as it is at something that may take minutes.
     pub fn opening(&self, now: Instant) {
-        if self.building.load(Ordering::Relaxed) && due(&self.extended, now, EXTEND_EVERY) {
+        if self.long.load(Ordering::Relaxed) && due(&self.extended, now, EXTEND_EVERY) {
             self.send(&format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros()));
         }
     }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn more_time_is_asked_for_only_while_engines_are_built() {
+    fn more_time_is_asked_for_only_while_something_may_take_minutes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -151,12 +151,12 @@ mod tests {
         let start = Instant::now();
         notifier.opening(start);
         assert!(heard(&socket).is_empty());
-        notifier.set_building(true);
+        notifier.set_long(true);
         for s in [0, 9, 10, 19, 20] {
             notifier.opening(start + Duration::from_secs(s));
         }
         assert_eq!(heard(&socket), ["EXTEND_TIMEOUT_USEC=60000000"; 3]);
-        notifier.set_building(false);
+        notifier.set_long(false);
         notifier.opening(start + Duration::from_secs(60));
         notifier.alive(start);
         assert!(heard(&socket).is_empty(), "there is no watchdog");

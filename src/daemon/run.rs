@@ -125,7 +125,7 @@ impl Progress for Announce<'_> {
         info!(%stage, "model");
         self.notifier.status(&stage.to_string());
         self.notifier
-            .set_building(matches!(stage, Stage::BuildEngine(_) | Stage::WaitForBuild(_)));
+            .set_long(matches!(stage, Stage::BuildEngine(_) | Stage::WaitForBuild(_)));
         match stage {
             Stage::BuildEngine(_) | Stage::WaitForBuild(_) => {
                 self.outlet.board().phase(Phase::BuildingEngine);
@@ -202,12 +202,15 @@ pub fn run_with(
     notifier.status("opening the model");
     let opened = ending_if_stopped(stop, &outlet, &notifier, || {
         let pipeline = open(&announce)?;
-        notifier.set_building(false);
+        notifier.set_long(false);
         schedule::check(config, &pipeline.sides())?;
+        notifier.status("embedding texts");
+        notifier.set_long(true);
         let embedder = pipeline.embedder();
         let mut embedder = embedder.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = prepare_cameras(&mut embedder, config, &live)?;
         drop(embedder);
+        notifier.set_long(false);
         Ok((pipeline, prepared))
     });
     let (pipeline, prepared) = match opened {
