@@ -159,7 +159,7 @@ fn while_an_engine_is_built_the_start_is_prolonged_and_not_yet_ready() {
         assert_eq!(hear(&socket), "STATUS=building TensorRT engines in /cache/engines/x");
         // The build goes on until more time was asked for.
         assert_eq!(hear_any(&socket), MORE_TIME);
-        Pipeline::open(dir.path(), &options)
+        Pipeline::open_watched(dir.path(), &options, progress)
     })
     .unwrap();
     assert_eq!(hear(&socket), "STATUS=embedding texts");
@@ -201,7 +201,7 @@ fn start_with(
         let stop = Arc::clone(&stop);
         move || {
             let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-            run_with(&config, &clock, &stop, surroundings, |_| {
+            run_with(&config, &clock, &stop, surroundings, |progress| {
                 let bundle = Manifest::read(&config.model).unwrap();
                 let options = RuntimeOptions {
                     backend: Backend::Tract,
@@ -209,6 +209,7 @@ fn start_with(
                 };
                 let mut engine = runtime::open(&bundle, &options).unwrap();
                 change(&mut engine);
+                progress.stage(&Stage::EmbedTexts);
                 Pipeline::new(&bundle, engine, None)
             })
             .unwrap();

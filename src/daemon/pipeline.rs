@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::contract::{Bundle, BundleError, Manifest};
-use crate::runtime::progress::{Progress, Silent};
+use crate::runtime::progress::{Progress, Silent, Stage};
 use crate::runtime::{self, Engine, RuntimeError, RuntimeOptions, SizedGraphs};
 use crate::vision::frame::Frame;
 use crate::vision::pixels::PixelError;
@@ -153,6 +153,7 @@ impl Pipeline {
         progress: &dyn Progress,
     ) -> Result<Self, PipelineError> {
         let engine = runtime::open_watched(bundle, options, progress)?;
+        progress.stage(&Stage::EmbedTexts);
         Self::new(bundle, engine, options.cache.as_deref())
     }
 

@@ -124,14 +124,11 @@ impl Progress for Announce<'_> {
     fn stage(&self, stage: &Stage) {
         info!(%stage, "model");
         self.notifier.status(&stage.to_string());
-        self.notifier
-            .set_long(matches!(stage, Stage::BuildEngine(_) | Stage::WaitForBuild(_)));
-        match stage {
-            Stage::BuildEngine(_) | Stage::WaitForBuild(_) => {
-                self.outlet.board().phase(Phase::BuildingEngine);
-                self.outlet.status_of_all(DetectStatus::BuildingEngine);
-            }
-            Stage::VerifyEngine(_) | Stage::LoadEngine(_) => {}
+        let builds = matches!(stage, Stage::BuildEngine(_) | Stage::WaitForBuild(_));
+        self.notifier.set_long(builds || *stage == Stage::EmbedTexts);
+        if builds {
+            self.outlet.board().phase(Phase::BuildingEngine);
+            self.outlet.status_of_all(DetectStatus::BuildingEngine);
         }
     }
 
@@ -202,10 +199,7 @@ pub fn run_with(
     notifier.status("opening the model");
     let opened = ending_if_stopped(stop, &outlet, &notifier, || {
         let pipeline = open(&announce)?;
-        notifier.set_long(false);
         schedule::check(config, &pipeline.sides())?;
-        notifier.status("embedding texts");
-        notifier.set_long(true);
         let embedder = pipeline.embedder();
         let mut embedder = embedder.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = prepare_cameras(&mut embedder, config, &live)?;

@@ -13,6 +13,8 @@ pub enum Stage {
     WaitForBuild(PathBuf),
     /// Engines are there and are loaded.
     LoadEngine(PathBuf),
+    /// The graphs are open; texts are embedded, as far as their embeddings are not kept.
+    EmbedTexts,
 }
 
 impl std::fmt::Display for Stage {
@@ -25,6 +27,7 @@ impl std::fmt::Display for Stage {
                 write!(f, "waiting for another process that builds {}", folder.display())
             }
             Self::LoadEngine(folder) => write!(f, "loading engines from {}", folder.display()),
+            Self::EmbedTexts => write!(f, "embedding texts"),
         }
     }
 }

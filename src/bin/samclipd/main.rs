@@ -43,12 +43,14 @@ const EX_CONFIG: u8 = 78;
 /// Exit code of a command that a signal ended.
 const INTERRUPTED: i32 = 130;
 
-/// Says on the terminal what takes long: building an engine looks like a hang otherwise.
+/// Says on the terminal what takes minutes: building an engine looks like a hang otherwise.
 struct OnTerminal;
 
 impl Progress for OnTerminal {
     fn stage(&self, stage: &Stage) {
-        let _ = writeln!(std::io::stderr(), "samclipd: {stage}");
+        if *stage != Stage::EmbedTexts {
+            let _ = writeln!(std::io::stderr(), "samclipd: {stage}");
+        }
     }
 }
 
