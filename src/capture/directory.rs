@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::warn;
 
-use super::{CaptureError, FrameSource, Losses, Pace, SourceUri, read_picture};
+use super::replay::{Replay, Stored};
+use super::{CaptureError, Losses, SourceUri, read_picture};
 use crate::clock::Clock;
-use crate::vision::frame::{Frame, Sequence};
+use crate::vision::frame::Frame;
 
 /// Pictures of a directory, listed once when it is opened.
 pub(super) struct Directory {
@@ -16,17 +16,13 @@ pub(super) struct Directory {
     pictures: Vec<PathBuf>,
     next: usize,
     looped: bool,
-    pace: Pace,
-    sequence: u64,
     losses: Losses,
     skipped: u64,
     read_this_round: bool,
-    /// Read before it is due.
-    ready: Option<Frame>,
 }
 
 impl Directory {
-    pub(super) fn open(uri: &SourceUri, clock: Arc<dyn Clock>) -> Result<Self, CaptureError> {
+    pub(super) fn open(uri: &SourceUri, clock: Arc<dyn Clock>) -> Result<Replay<Self>, CaptureError> {
         let path = uri.path.clone();
         let io = |source| CaptureError::Io {
             path: path.clone(),
@@ -44,23 +40,20 @@ impl Directory {
             return Err(CaptureError::NoPicture { path, skipped: 0 });
         }
         pictures.sort();
-        let pace = Pace::new(clock, uri.fps);
-        let looped = uri.looped;
-        Ok(Self {
+        let pictures = Self {
             path,
             pictures,
             next: 0,
-            looped,
-            pace,
-            sequence: 0,
+            looped: uri.looped,
             losses: Losses::default(),
             skipped: 0,
             read_this_round: false,
-            ready: None,
-        })
+        };
+        Ok(Replay::new(pictures, clock, uri.fps))
     }
+}
 
-    /// The next picture that can be read, over the end if the directory loops.
+impl Stored for Directory {
     fn read_on(&mut self) -> Result<Option<Frame>, CaptureError> {
         loop {
             let Some(picture) = self.pictures.get(self.next) else {
@@ -90,28 +83,6 @@ impl Directory {
             }
         }
     }
-}
-
-impl FrameSource for Directory {
-    fn wait(&mut self, at_most: Duration) -> Result<bool, CaptureError> {
-        if self.ready.is_none() {
-            self.ready = self.read_on()?;
-        }
-        // The end is told at once.
-        Ok(self.ready.is_none() || self.pace.wait_at_most(at_most))
-    }
-
-    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
-        let frame = match self.ready.take() {
-            None => self.read_on()?,
-            ready => ready,
-        };
-        let Some(mut frame) = frame else { return Ok(None) };
-        frame.captured = self.pace.wait();
-        frame.sequence = Sequence(self.sequence);
-        self.sequence += 1;
-        Ok(Some(frame))
-    }
 
     fn description(&self) -> String {
         format!("{} ({} pictures)", self.path.display(), self.pictures.len())
@@ -124,13 +95,20 @@ impl FrameSource for Directory {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use image::ImageFormat;
 
     use super::*;
+    use crate::capture::FrameSource;
     use crate::capture::picture::tests::encoded;
     use crate::clock::SimulatedClock;
+    use crate::vision::frame::Sequence;
 
-    fn directory(files: &[(&str, Vec<u8>)], options: &str) -> (tempfile::TempDir, Result<Directory, CaptureError>) {
+    fn directory(
+        files: &[(&str, Vec<u8>)],
+        options: &str,
+    ) -> (tempfile::TempDir, Result<Replay<Directory>, CaptureError>) {
         let dir = tempfile::tempdir().unwrap();
         for (name, bytes) in files {
             std::fs::write(dir.path().join(name), bytes).unwrap();

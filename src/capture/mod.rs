@@ -7,6 +7,7 @@
 mod directory;
 mod jpeg;
 mod picture;
+mod replay;
 mod uri;
 #[cfg(feature = "v4l2")]
 mod v4l2;
@@ -177,60 +178,5 @@ fn capture_time(moment: Moment) -> CaptureTime {
     CaptureTime {
         monotonic: moment.monotonic,
         unix_micros: moment.unix_micros,
-    }
-}
-
-/// Delivers frames of a file at a steady rate, or as fast as they are taken.
-struct Pace {
-    clock: Arc<dyn Clock>,
-    period: Option<Duration>,
-    due: Option<Moment>,
-}
-
-impl Pace {
-    fn new(clock: Arc<dyn Clock>, frames_per_second: Option<f32>) -> Self {
-        Self {
-            clock,
-            period: frames_per_second.map(|f| Duration::from_secs_f32(1.0 / f)),
-            due: None,
-        }
-    }
-
-    /// How long it is until the next frame is due.
-    fn early(&self) -> Duration {
-        let since = |last| self.clock.now().since(last);
-        let due = self.period.zip(self.due);
-        due.map_or(Duration::ZERO, |(period, last)| period.saturating_sub(since(last)))
-    }
-
-    /// Waits until the next frame is due, at most so long; whether it is.
-    fn wait_at_most(&self, at_most: Duration) -> bool {
-        let early = self.early();
-        self.clock.sleep(early.min(at_most));
-        early <= at_most
-    }
-
-    /// Waits until the next frame is due and returns that moment. A reader that is late is not made to catch up.
-    fn wait(&mut self) -> CaptureTime {
-        self.clock.sleep(self.early());
-        let now = self.clock.now();
-        self.due = Some(now);
-        capture_time(now)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::SimulatedClock;
-
-    #[test]
-    fn frames_of_a_file_keep_their_distance() {
-        let clock = Arc::new(SimulatedClock::default());
-        let mut pace = Pace::new(clock.clone(), Some(4.0));
-        let times: Vec<_> = (0..3).map(|_| pace.wait().monotonic.as_millis()).collect();
-        assert_eq!(times, [0, 250, 500]);
-        clock.advance(Duration::from_secs(3));
-        assert_eq!(pace.wait().monotonic.as_millis(), 3500);
     }
 }

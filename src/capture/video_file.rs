@@ -4,15 +4,15 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::warn;
 
 use super::jpeg::{self, Extent};
+use super::replay::{Replay, Stored};
 use super::y4m::{self, Next};
-use super::{CaptureError, FrameSource, Losses, Pace, SourceUri, picture, read_picture};
+use super::{CaptureError, FrameSource, Losses, SourceUri, picture, read_picture};
 use crate::clock::Clock;
-use crate::vision::frame::{Frame, Sequence};
+use crate::vision::frame::Frame;
 
 /// A motion JPEG picture larger than this is garbage.
 const LARGEST_JPEG: usize = 64 << 20;
@@ -28,12 +28,8 @@ struct Clip {
     reader: BufReader<File>,
     kind: Kind,
     looped: bool,
-    pace: Pace,
-    sequence: u64,
     losses: Losses,
     frames_this_round: u64,
-    /// Read before it is due.
-    ready: Option<Frame>,
 }
 
 /// Opens a file by what it holds.
@@ -66,18 +62,15 @@ pub(super) fn open(uri: &SourceUri, clock: Arc<dyn Clock>) -> Result<Box<dyn Fra
     } else {
         Kind::Picture
     };
-    let (pace, looped) = (Pace::new(clock, fps), uri.looped);
-    Ok(Box::new(Clip {
+    let clip = Clip {
         path,
         reader,
         kind,
-        looped,
-        pace,
-        sequence: 0,
+        looped: uri.looped,
         losses: Losses::default(),
         frames_this_round: 0,
-        ready: None,
-    }))
+    };
+    Ok(Box::new(Replay::new(clip, clock, fps)))
 }
 
 impl Clip {
@@ -179,8 +172,9 @@ impl Clip {
             .map(drop)
             .map_err(|e| self.io(e))
     }
+}
 
-    /// Reads on, over the end if the clip loops.
+impl Stored for Clip {
     fn read_on(&mut self) -> Result<Option<Frame>, CaptureError> {
         let mut frame = self.read()?;
         if frame.is_none() && self.frames_this_round == 0 {
@@ -196,28 +190,6 @@ impl Clip {
         }
         self.frames_this_round += u64::from(frame.is_some());
         Ok(frame)
-    }
-}
-
-impl FrameSource for Clip {
-    fn wait(&mut self, at_most: Duration) -> Result<bool, CaptureError> {
-        if self.ready.is_none() {
-            self.ready = self.read_on()?;
-        }
-        // The end is told at once.
-        Ok(self.ready.is_none() || self.pace.wait_at_most(at_most))
-    }
-
-    fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
-        let frame = match self.ready.take() {
-            None => self.read_on()?,
-            ready => ready,
-        };
-        let Some(mut frame) = frame else { return Ok(None) };
-        frame.captured = self.pace.wait();
-        frame.sequence = Sequence(self.sequence);
-        self.sequence += 1;
-        Ok(Some(frame))
     }
 
     fn description(&self) -> String {
@@ -236,11 +208,14 @@ impl FrameSource for Clip {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use image::ImageFormat;
 
     use super::*;
     use crate::capture::picture::tests::encoded;
     use crate::clock::SimulatedClock;
+    use crate::vision::frame::Sequence;
 
     fn opened(name: &str, bytes: &[u8], options: &str) -> (tempfile::TempDir, Box<dyn FrameSource>) {
         let dir = tempfile::tempdir().unwrap();
