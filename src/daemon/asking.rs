@@ -119,7 +119,7 @@ pub fn query_specs(queries: &[Query]) -> Vec<QuerySpec> {
     queries.iter().map(spec).collect()
 }
 
-/// The query that a message describes, with the configuration's defaults for what it leaves out.
+/// The query that a message describes, with the keys' defaults for what it leaves out.
 pub(super) fn query_of(id: &str, message: &QueryMessage) -> Result<Query, String> {
     let mut query = Query::new(QueryId::new(id).map_err(|e| e.to_string())?);
     if let Some(text) = &message.color {

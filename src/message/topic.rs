@@ -255,7 +255,7 @@ impl Topics {
         self.topic(format_args!("{camera}/query/{query}/state"), Qos::AtLeastOnce, true)
     }
 
-    /// `<p>/<cam>/background/set`: a JSON list of the texts that queries compete with, or empty for the model's own.
+    /// `<p>/<cam>/background/set`: a JSON list of the texts that queries compete with, or empty for the configuration's.
     #[must_use]
     pub fn background_set(&self, camera: &CameraId) -> Topic {
         self.topic(format_args!("{camera}/background/set"), Qos::AtLeastOnce, false)

@@ -48,7 +48,8 @@ pub const SWEEP: [f32; 19] = [
     0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95,
 ];
 
-/// Smallest published mask in frame pixels, the daemon's default.
+/// Smallest published mask in frame pixels, as `samclipd segment` has it: half of the daemon's default, so that alarms are not
+/// underrated.
 const MIN_AREA: usize = 32;
 
 /// Share of a photo that a labelled name must cover to be asked.
