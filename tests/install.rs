@@ -5,6 +5,7 @@ mod tiny;
 
 use std::io::{Cursor, Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -274,12 +275,53 @@ fn a_killed_installation_is_cleared_and_a_second_one_at_a_time_is_refused() {
 }
 
 #[test]
+fn what_is_installed_is_readable_by_the_service_whatever_the_umask() {
+    let bench = Bench::new();
+    let installed = Command::new("sh")
+        .args(["-c", "umask 077 && exec \"$@\"", "-", env!("CARGO_BIN_EXE_samclipd")])
+        .args([
+            "model",
+            "install",
+            "--runtime",
+            "tract",
+            "bundle",
+            "--store",
+            "deep/store",
+        ])
+        .env("XDG_CACHE_HOME", bench.path("cache"))
+        .current_dir(bench.dir.path())
+        .output()
+        .unwrap();
+    said(&installed);
+    for dir in [
+        "deep",
+        "deep/store",
+        "deep/store/.versions",
+        "deep/store/.versions/colours",
+        "deep/store/colours",
+    ] {
+        let mode = std::fs::metadata(bench.path(dir)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "{dir}");
+    }
+}
+
+#[test]
 fn a_damaged_version_in_use_is_repaired_and_a_folder_made_by_hand_is_not_replaced() {
     let bench = Bench::new();
+    let before = bench.version(0.4);
+    said(&bench.install(&["bundle"]));
+    let damaged = bench.version(0.5);
     said(&bench.install(&["bundle"]));
     std::fs::write(bench.path("store/colours/encoder.onnx"), "damaged").unwrap();
     said(&bench.install(&["bundle"]));
-    bench.in_use();
+    assert_eq!(bench.in_use(), damaged.id());
+    assert_eq!(
+        bench.installed(),
+        [damaged.id(), before.id()],
+        "the version before the damaged one is kept"
+    );
+    said(&bench.model(&["rollback", "colours"]));
+    assert_eq!(bench.in_use(), before.id());
 
     std::fs::remove_file(bench.path("store/colours")).unwrap();
     std::fs::create_dir(bench.path("store/colours")).unwrap();

@@ -1,4 +1,5 @@
-//! Unpacks a bundle's archive: plain files of plain names, all in one directory, bounded in number and size.
+//! Unpacks a bundle's archive: plain files of plain names, all in one directory, bounded in number and size, and in the memory that
+//! reading it takes.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -13,6 +14,9 @@ use crate::contract::{LARGEST_MANIFEST, MANIFEST_FILE, check_file_name};
 /// Most files of a bundle.
 const MOST_FILES: usize = 64;
 
+/// Most entries of an archive: directories and further headers are among them.
+const MOST_ENTRIES: usize = 4 * MOST_FILES;
+
 /// Most bytes of a bundle's files together, and of its archive: several precisions of a ViT-H fit.
 pub(super) const MOST_BYTES: u64 = 8 << 30;
 
@@ -22,8 +26,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Unpacks a .tar or .tar.gz into `into`. Directories in it are ignored, so `nano/manifest.toml` is `manifest.toml`.
 ///
 /// # Errors
-/// An archive that is cut short, holds links, two files of one name, names that are not plain, too many files or too many
-/// bytes; what the disk says.
+/// An archive that is cut short, holds links, two files of one name, names that are not plain or longer than 100 bytes, too many
+/// files or too many bytes; what the disk says.
 pub(super) fn unpack(source: impl Read, into: &Path) -> anyhow::Result<()> {
     let mut source = BufReader::new(source);
     let compressed = source.fill_buf()?.starts_with(&GZIP);
@@ -35,12 +39,14 @@ pub(super) fn unpack(source: impl Read, into: &Path) -> anyhow::Result<()> {
 }
 
 fn entries(source: impl Read, into: &Path) -> anyhow::Result<()> {
-    let mut archive = tar::Archive::new(source);
+    let mut archive = tar::Archive::new(source.take(MOST_BYTES + (1 << 20)));
     let (mut files, mut left) = (0, MOST_BYTES);
-    for entry in archive.entries()? {
+    // Raw: else what an entry of a long name or of further headers holds is read into memory, however much that is.
+    for (index, entry) in archive.entries()?.raw(true).enumerate() {
         let mut entry = entry.context("not a .tar or .tar.gz, or cut short")?;
+        ensure!(index < MOST_ENTRIES, "more than {MOST_ENTRIES} entries");
         let kind = entry.header().entry_type();
-        if kind.is_dir() || kind.is_pax_global_extensions() {
+        if kind.is_dir() || kind.is_pax_global_extensions() || kind.is_pax_local_extensions() {
             continue;
         }
         let name = plain_name(&entry.path()?)?;
@@ -152,6 +158,33 @@ mod tests {
         assert!(refused(&tar(&files)).contains("more than 64 files"));
         let large = vec![b'#'; (LARGEST_MANIFEST + 1) as usize];
         assert!(refused(&tar(&[("manifest.toml", &large)])).contains("more than 1048576 bytes"));
+    }
+
+    #[test]
+    fn further_headers_are_passed_over_and_long_names_refused_however_large_they_say_they_are() {
+        let entry = |kind, name: &str, bytes: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_path(name).unwrap();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            header.set_cksum();
+            let mut builder = tar::Builder::new(Vec::new());
+            builder.append(&header, bytes).unwrap();
+            builder.into_inner().unwrap()
+        };
+        // Without the two empty blocks at its end, an archive goes on.
+        let goes_on = |archive: Vec<u8>| archive[..archive.len() - 1024].to_vec();
+        let large = vec![b'x'; 3 << 20];
+        let pax = goes_on(entry(tar::EntryType::XHeader, "further", &large));
+        let bytes = [pax, tar(&[("a.onnx", b"abc")])].concat();
+        let dir = tempfile::tempdir().unwrap();
+        unpack(&bytes[..], dir.path()).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("a.onnx")).unwrap(), b"abc");
+        let long = entry(tar::EntryType::GNULongName, "long", &large);
+        assert!(refused(&long).contains("expected a plain file"));
+        let directories = vec![goes_on(entry(tar::EntryType::Directory, "d", b"")); MOST_ENTRIES + 1].concat();
+        assert!(refused(&directories).contains("more than 256 entries"));
     }
 
     proptest! {

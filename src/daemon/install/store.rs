@@ -93,7 +93,7 @@ impl Store {
     /// A directory that cannot be written, and another installation that is going on.
     pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
         let versions = dir.join(VERSIONS);
-        fs::create_dir_all(&versions).with_context(|| format!("cannot make {}", versions.display()))?;
+        make(&versions)?;
         let path = versions.join(".lock");
         let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         match lock.try_lock() {
@@ -141,14 +141,14 @@ impl Store {
         Ok(found)
     }
 
-    /// Makes `incoming` the version in use, and returns its link; of the others, the one in use until now stays.
+    /// Makes `incoming` the version in use, and returns its link; of the others, the one that was in use before it stays.
     ///
     /// # Errors
     /// What the system says; the version in use is then what it was.
     pub(super) fn switch(&self, name: &str, id: &str, incoming: TempDir) -> anyhow::Result<PathBuf> {
         let before = self.current(name)?;
         let versions = self.versions(name);
-        fs::create_dir_all(&versions)?;
+        make(&versions)?;
         settle(incoming.path())?;
         let place = versions.join(id);
         if place.exists() {
@@ -160,8 +160,9 @@ impl Store {
             .inspect_err(|_| drop(fs::remove_dir_all(&from)))
             .with_context(|| format!("cannot make {}", place.display()))?;
         let link = self.point(name, id, before.as_ref().map(|version| version.id.as_str()))?;
+        let kept = target(&versions.join(PREVIOUS))?;
         for other in names(&versions)? {
-            if other != id && before.as_ref().is_none_or(|version| version.id != other) {
+            if other != id && kept.as_ref() != Some(&other) {
                 fs::remove_dir_all(versions.join(other))?;
             }
         }
@@ -177,6 +178,19 @@ impl Store {
         replace_link(&Path::new(VERSIONS).join(name).join(id), &link)?;
         Ok(link)
     }
+}
+
+/// Makes a directory and those above it that are missing, readable by the service whatever the umask.
+fn make(dir: &Path) -> anyhow::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make(above)?;
+    }
+    fs::create_dir(dir)
+        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("cannot make {}", dir.display()))
 }
 
 /// Makes files readable by the service, whoever installs them, and writes them out before anything points at them.
