@@ -31,7 +31,7 @@ pub enum QueryAction {
 /// Carries an action out on `camera`, or on every camera.
 ///
 /// # Errors
-/// No bus, no daemon, no permission, or what the daemon says; earlier cameras keep what was done, and the error names the
+/// No bus, no daemon, no cameras (it is not running yet), no permission, or what the daemon says; earlier cameras keep what was done, and the error names the
 /// one that it happened at.
 pub fn query(bus: BusAddress, camera: Option<String>, action: &QueryAction, out: &mut dyn Write) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -41,6 +41,10 @@ pub fn query(bus: BusAddress, camera: Option<String>, action: &QueryAction, out:
             Some(camera) => vec![camera],
             None => client.cameras().await?,
         };
+        if cameras.is_empty() {
+            let state = client.state().await?;
+            bail!("the daemon has no cameras, its state is {state}; expected running: wait until it is ready, and ask again");
+        }
         let mut listed = BTreeMap::new();
         for camera in cameras {
             match action {

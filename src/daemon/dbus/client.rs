@@ -22,6 +22,8 @@ trait Manager {
     fn list_queries(&self, camera: &str) -> zbus::Result<HashMap<String, String>>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn cameras(&self) -> zbus::Result<Vec<OwnedObjectPath>>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn state(&self) -> zbus::Result<String>;
 }
 
 /// Why the daemon did not do what was asked.
@@ -105,6 +107,14 @@ impl Client {
     pub async fn cameras(&self) -> Result<Vec<String>, ClientError> {
         let paths = self.manager.cameras().await.map_err(|e| self.error(e))?;
         Ok(paths.iter().filter_map(|path| camera_id(path)).collect())
+    }
+
+    /// What the daemon does: `opening`, `building_engine`, `running`, `reloading` or `stopping`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn state(&self) -> Result<String, ClientError> {
+        self.manager.state().await.map_err(|e| self.error(e))
     }
 
     /// Queries of a camera, by id.
