@@ -16,6 +16,12 @@ use super::pipeline::{Pipeline, QuerySpec};
 /// Scores at or below this, and at or above its complement, count as this: logits must stay finite.
 const EXTREME: f32 = 1e-4;
 
+/// How far outside of the scores of one kind of picture a cut lies, in logits: 0.4 becomes 0.20 or 0.64.
+const MARGIN: f32 = 1.0;
+
+/// Thresholds are told with three digits.
+const STEP: f32 = 0.001;
+
 /// Bars of the histogram.
 const BARS: usize = 10;
 
@@ -46,7 +52,8 @@ pub struct Proposal {
 /// The threshold with the best mean of found and rightly quiet pictures, in the middle of the gap it cuts.
 ///
 /// With one kind of picture only, the cut lies just outside of it: below all that show the thing, above all that do
-/// not. `None` without scores.
+/// not. Among cuts that are worth the same, the strictest one. The shares are those of the threshold as it is told, a multiple of
+/// 0.001 that a configuration takes. `None` without scores.
 #[must_use]
 pub fn propose(with: &[f32], without: &[f32]) -> Option<Proposal> {
     let bounded = |s: &f32| {
@@ -65,9 +72,11 @@ pub fn propose(with: &[f32], without: &[f32]) -> Option<Proposal> {
     // In the middle between two scores on the scale of logits, where the ends of the range are as wide as its middle.
     let middle = |a: f32, b: f32| sigmoid(f32::midpoint(logit(a), logit(b)));
     let (lowest, highest) = (scores[0], scores[scores.len() - 1]);
-    let cuts = std::iter::once(middle(EXTREME, lowest))
+    let told = |cut: f32| ((cut / STEP).round() * STEP).clamp(STEP, 1.0 - STEP);
+    let cuts = std::iter::once(sigmoid(logit(lowest) - MARGIN))
         .chain(scores.windows(2).map(|pair| middle(pair[0], pair[1])))
-        .chain(std::iter::once(middle(highest, 1.0 - EXTREME)));
+        .chain(std::iter::once(sigmoid(logit(highest) + MARGIN)))
+        .map(told);
     let share = |scores: &[f32], cut: f32| {
         scores.iter().filter(|s| bounded(s) >= cut).count() as f32 / scores.len().max(1) as f32
     };
@@ -78,9 +87,7 @@ pub fn propose(with: &[f32], without: &[f32]) -> Option<Proposal> {
     });
     proposals.max_by(|a, b| {
         let worth = |p: &Proposal| p.found - p.false_alarms;
-        // Among equals the stricter one for things without counter-examples would find nothing: the looser wins there.
-        let loose = |p: &Proposal| if without.is_empty() { p.threshold } else { -p.threshold };
-        worth(a).total_cmp(&worth(b)).then(loose(a).total_cmp(&loose(b)))
+        worth(a).total_cmp(&worth(b)).then(a.threshold.total_cmp(&b.threshold))
     })
 }
 
@@ -196,10 +203,13 @@ mod tests {
     #[test]
     fn one_kind_of_picture_puts_the_cut_just_outside_of_it() {
         let above = propose(&[], &[0.2, 0.4]).unwrap();
-        assert!(above.threshold > 0.4 && above.false_alarms == 0.0, "{above:?}");
+        assert!(
+            (0.6..0.7).contains(&above.threshold) && above.false_alarms == 0.0,
+            "{above:?}"
+        );
         let below = propose(&[0.5, 0.4], &[]).unwrap();
         assert!(
-            below.threshold < 0.4 && below.threshold > 0.001 && below.found == 1.0,
+            (0.15..0.25).contains(&below.threshold) && below.found == 1.0,
             "{below:?}"
         );
         assert_eq!(propose(&[], &[]), None);
@@ -215,6 +225,14 @@ mod tests {
         ] {
             let proposal = propose(with, without).unwrap();
             assert!(proposal.threshold > 0.0 && proposal.threshold < 1.0, "{proposal:?}");
+            let told = format!("{:.3}", proposal.threshold);
+            assert!(told != "0.000" && told != "1.000", "{told}");
         }
+    }
+
+    #[test]
+    fn where_nothing_separates_them_silence_is_better_than_noise() {
+        let proposal = propose(&[0.3], &[0.6]).unwrap();
+        assert_eq!((proposal.found, proposal.false_alarms), (0.0, 0.0), "{proposal:?}");
     }
 }
