@@ -70,16 +70,17 @@ fn decays(name: &str, values: &Values) -> bool {
 }
 
 impl AdamW {
-    /// One step; `rate` gives each weight's learning rate by name. Returns the norm before clipping.
+    /// One step; `rate` gives each weight's learning rate by name. Returns the norm before clipping; where that is not finite, none,
+    /// and nothing has changed.
     pub fn step(
         &mut self,
         config: &AdamWConfig,
         weights: &mut Weights,
         gradients: &Gradients,
         rate: impl Fn(&str) -> f32,
-    ) -> f32 {
+    ) -> Option<f32> {
+        let norm = Some(global_norm(gradients)).filter(|norm| norm.is_finite())?;
         self.step += 1;
-        let norm = global_norm(gradients);
         let clip = if norm > config.clip_norm {
             config.clip_norm / norm
         } else {
@@ -108,7 +109,7 @@ impl AdamW {
                 *w -= rate * (update + decay * *w);
             }
         }
-        norm
+        Some(norm)
     }
 
     /// The moments as weights, for a checkpoint: `first.{name}` and `second.{name}`.
@@ -166,19 +167,35 @@ mod tests {
         let mut weights = one(1.0);
         let gradients = [("w".to_owned(), vec![0.5])].into();
         let norm = AdamW::default().step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1);
-        assert!((norm - 0.5).abs() < 1e-6);
+        assert!((norm.unwrap() - 0.5).abs() < 1e-6);
         assert!((weights["w"].data[0] - 0.9).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        let (mut weights, mut adam) = (one(1.0), AdamW::default());
+        for gradient in [f32::NAN, f32::INFINITY] {
+            let gradients = [("w".to_owned(), vec![gradient])].into();
+            assert_eq!(
+                adam.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1),
+                None
+            );
+            assert_eq!((weights["w"].data[0], adam.step, adam.to_weights().len()), (1.0, 0, 0));
+        }
     }
 
     #[test]
     fn restored_state_takes_the_same_step() {
         let gradients: Gradients = [("w".to_owned(), vec![0.3])].into();
         let (mut weights, mut adam) = (one(1.0), AdamW::default());
-        adam.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1);
+        adam.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1)
+            .unwrap();
         let mut restored = AdamW::from_weights(adam.step, &adam.to_weights());
         let mut copy = weights.clone();
-        adam.step(&AdamWConfig::default(), &mut weights, &gradients, |_| 0.1);
-        restored.step(&AdamWConfig::default(), &mut copy, &gradients, |_| 0.1);
+        for (adam, weights) in [(&mut adam, &mut weights), (&mut restored, &mut copy)] {
+            adam.step(&AdamWConfig::default(), weights, &gradients, |_| 0.1)
+                .unwrap();
+        }
         assert_eq!(weights, copy);
     }
 
