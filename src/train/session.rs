@@ -60,9 +60,9 @@ pub enum SessionError {
     /// What frozen networks say cannot be kept.
     #[error(transparent)]
     Features(#[from] StoreError),
-    /// The loss is not a number.
+    /// The loss or its gradient is not a finite number.
     #[error(
-        "stage {stage}, step {step}: loss is {loss}, expected a number; lower the stage's learning_rate in the recipe and delete {path}, \
+        "stage {stage}, step {step}: loss is {loss}, and it or its gradient is no finite number; lower the stage's learning_rate in the recipe and delete {path}, \
          if it is there, which is bound to the old one; earlier stages are kept"
     )]
     NotFinite {
@@ -383,7 +383,13 @@ impl<B: Kernels> Session<B> {
         let Some(measure) = &mut self.measure else {
             return Ok(false);
         };
-        let found = measure(&self.weights);
+        // One process looks and tells the others: figures of unlike machines may differ, and all have to take the same way.
+        let mut found = if self.processes.is_first() {
+            measure(&self.weights)
+        } else {
+            0.0
+        };
+        self.processes.sum(&mut found, &mut Gradients::new());
         let best = self.watched.best.unwrap_or(f32::MIN);
         tracing::info!(stage = %self.name, step = self.step(), mask_iou = found, best, "kept of SAM, in points");
         self.record(std::iter::once(("box mask IoU", found)))?;
@@ -451,18 +457,19 @@ impl<B: Kernels> Session<B> {
                     add(&mut summed, more);
                 }
                 self.processes.sum(&mut value, &mut summed);
-                if !value.is_finite() {
+                let base = stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup);
+                let (adam, weights) = (&mut self.optimizer, &mut self.weights);
+                let taken = value
+                    .is_finite()
+                    .then(|| adam.step(optimizer, weights, &summed, |name| base * rate(name)));
+                let Some(norm) = taken.flatten() else {
                     return Err(SessionError::NotFinite {
                         stage: self.name.clone(),
                         step,
                         loss: value,
                         path: self.path.clone(),
                     });
-                }
-                let base = stage.learning_rate * warmup_cosine(step, stage.steps, stage.warmup);
-                let norm = self
-                    .optimizer
-                    .step(optimizer, &mut self.weights, &summed, |name| base * rate(name));
+                };
                 if let Some(kept) = stage.average {
                     self.average(kept, summed.keys());
                 }
