@@ -215,9 +215,15 @@ fn run(command: Command) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// Whether a file is there, or nobody can tell: a link that leads nowhere and a directory that may not be read are no reason to do
+/// without what it says.
+fn may_be_there(path: &Path) -> bool {
+    !matches!(path.symlink_metadata(), Err(error) if error.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// What `doctor` looks at: the configuration named, else the command line if it says anything, else the default file.
 fn symptoms(config: Option<PathBuf>, model: &ModelArgs) -> DoctorOptions {
-    let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| path.exists() && !model.says_how());
+    let default = || Some(PathBuf::from(DEFAULT_CONFIG)).filter(|path| may_be_there(path) && !model.says_how());
     let config = config.or_else(default).map(|path| {
         let read = read_config(&path).map_err(|e| format!("{e:#}"));
         (path, read)

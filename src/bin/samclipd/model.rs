@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use samclip::daemon::install::{DEFAULT_KEY, InstallOptions, Version, default_store, install, list, roll_back};
 
 use super::arguments::{RuntimeArgs, SEARCH};
-use super::{ENDING, INTERRUPTED, OnTerminal, watch_signals};
+use super::{ENDING, INTERRUPTED, OnTerminal, may_be_there, watch_signals};
 
 #[derive(Subcommand)]
 pub(crate) enum ModelCommand {
@@ -63,7 +63,7 @@ pub(crate) fn run(command: ModelCommand, table: &mut dyn Write) -> anyhow::Resul
             store,
             runtime,
         } => {
-            let trusted = || Some(PathBuf::from(DEFAULT_KEY)).filter(|path| path.exists());
+            let trusted = || Some(PathBuf::from(DEFAULT_KEY)).filter(|path| may_be_there(path));
             let options = InstallOptions {
                 source,
                 store: store.dir()?,

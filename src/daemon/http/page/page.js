@@ -59,11 +59,14 @@ async function change(camera, address, body) {
   return refused;
 }
 
+// Words that topics need for themselves.
+const RESERVED = new Set(["frame", "status", "detect", "query", "background", "all"]);
+
 // An id of the text, as topics can have it, that no other query of the camera has.
 function idOf(words, taken) {
   const plain = words.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40).replace(/^-+|-+$/g, "") || "query-1";
   let id = plain;
-  for (let n = 2; taken.has(id); n++) id = `${plain}-${n}`;
+  for (let n = 2; taken.has(id) || RESERVED.has(id); n++) id = `${plain}-${n}`;
   return id;
 }
 
