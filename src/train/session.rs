@@ -62,8 +62,8 @@ pub enum SessionError {
     Features(#[from] StoreError),
     /// The loss or its gradient is not a finite number.
     #[error(
-        "stage {stage}, step {step}: loss is {loss}, and it or its gradient is no finite number; lower the stage's learning_rate in the recipe and delete {path}, \
-         if it is there, which is bound to the old one; earlier stages are kept"
+        "stage {stage}, step {step}: loss is {loss}, and it or its gradient is no finite number; lower the stage's learning_rate \
+         in the recipe and delete {path}, if it is there, which is bound to the old one; earlier stages are kept"
     )]
     NotFinite {
         /// The stage.

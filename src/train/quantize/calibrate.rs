@@ -189,13 +189,7 @@ impl Calibration<'_> {
         let (mut engine, taps) = self.open(kind, &file, &watched.all())?;
         drop(file);
         let subject = self.subject;
-        let queries = eval::queries(
-            &mut *engine.text,
-            subject.tokenizer,
-            subject.manifest,
-            subject.templates,
-            &subject.classes,
-        )?;
+        let queries = subject.queries(&mut *engine.text)?;
         let mut ids = Vec::new();
         for &index in &subject.photos {
             let info = &subject.dataset.samples()[index].info;

@@ -2,9 +2,9 @@
 //!
 //! With labels: mean IoU of both heads may fall by at most [`IOU_LOSS`], and no photo's highest class may change beyond
 //! a tie ([`super::measure::TIE`]). One photo is one too many, because a class that the reference leads by more than a
-//! tie is an answer that users have seen and set thresholds by. Where no photo is labelled with a name that is asked for, the IoU cannot be measured; then the
-//! variant's masks have to agree with the reference's by [`AGREEMENT`] on average. An int8 bundle has to be worth it:
-//! at most [`INT8_SIZE`] of the bytes of fp32.
+//! tie is an answer that users have seen and set thresholds by. Where no photo is labelled with a name that is asked for, the
+//! IoU cannot be measured; then the variant's masks have to agree with the reference's by [`AGREEMENT`] on average. An int8
+//! bundle has to be worth it: at most [`INT8_SIZE`] of the bytes of fp32.
 
 use super::measure::{Loss, TIE};
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::QuantizeError;
 use super::spool::Spool;
 use crate::contract::{GraphKind, Manifest};
-use crate::runtime::{Engine, RuntimeError};
+use crate::runtime::{Engine, RuntimeError, TextEncoder};
 use crate::text::tokenizer::Tokenizer;
 use crate::train::dataset::Dataset;
 use crate::train::eval::{self, Measurement, Semantic};
@@ -128,6 +128,17 @@ pub struct Subject<'a> {
     pub templates: &'a [&'a str],
 }
 
+impl Subject<'_> {
+    /// What the names are, as `text` embeds them.
+    ///
+    /// # Errors
+    /// [`QuantizeError::Eval`] for a name that is too long or a graph that does not run.
+    pub fn queries(&self, text: &mut dyn TextEncoder) -> Result<Queries, QuantizeError> {
+        let found = eval::queries(text, self.tokenizer, self.manifest, self.templates, &self.classes);
+        found.map_err(Into::into)
+    }
+}
+
 /// The reference's answers, and its own IoU.
 pub struct Reference {
     spool: Spool,
@@ -179,13 +190,7 @@ impl Reference {
     /// [`QuantizeError`] if a photo or a graph cannot be used or the disk of the spool is full.
     pub fn measure(subject: &Subject<'_>, mut engine: Engine, mut spool: Spool) -> Result<Self, QuantizeError> {
         let text = &mut *engine.text;
-        let queries = eval::queries(
-            text,
-            subject.tokenizer,
-            subject.manifest,
-            subject.templates,
-            &subject.classes,
-        )?;
+        let queries = subject.queries(text)?;
         let texts = text.embed(&token_ids(subject)?)?;
         let mut measurement = Measurement::new(subject.manifest, queries.clone(), &subject.classes);
         for &index in &subject.photos {
@@ -222,13 +227,7 @@ impl Reference {
         for (found, expected) in text.embed(&token_ids(subject)?)?.iter().zip(&self.texts) {
             errors.add("text_embedding", found, expected);
         }
-        let queries = eval::queries(
-            text,
-            subject.tokenizer,
-            subject.manifest,
-            subject.templates,
-            &subject.classes,
-        )?;
+        let queries = subject.queries(text)?;
         let mut measurement = Measurement::new(subject.manifest, queries, &subject.classes);
         let mut reader = self.spool.read()?;
         let (mut changed, mut differs, mut agreement) = (0, 0, Mean::default());
