@@ -65,7 +65,8 @@ impl Outlet {
     /// Serves another configuration, with `settings` from [`broker_settings`]; whether everything has to be said again.
     ///
     /// A connection whose settings did not change goes on. Another one is opened after the old one has said goodbye: they
-    /// may have the same client id and the same spool.
+    /// may have the same client id and the same spool. What the old one could not withdraw, the new one does, if it goes to
+    /// the same broker.
     pub(super) fn adopt(&mut self, config: &Config, settings: Option<Settings>) -> bool {
         self.set_prefixes(config);
         let wanted = settings.zip(config.mqtt.as_ref());
@@ -74,10 +75,18 @@ impl Outlet {
         {
             return false;
         }
+        let owed = match (&self.mqtt, &wanted) {
+            (Some(broker), Some((settings, _))) => broker.owed(settings),
+            _ => Vec::new(),
+        };
         self.close();
         if let Some((settings, mqtt)) = wanted {
             match Broker::start(config, settings, mqtt) {
-                Ok(broker) => self.mqtt = Some(broker),
+                Ok(broker) => {
+                    let again = |topic| broker.publisher.publish(topic, Vec::new());
+                    owed.into_iter().for_each(again);
+                    self.mqtt = Some(broker);
+                }
                 Err(error) => error!(%error, "nothing is published any more; restart the daemon"),
             }
         }
@@ -310,5 +319,40 @@ impl Outlet {
         {
             warn!("the broker did not acknowledge the last messages");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody listens on the port.
+    fn config(dir: &std::path::Path, mqtt: &str) -> Config {
+        let dir = dir.display();
+        let text = format!(
+            "model = \"{dir}\"\nstate = \"{dir}\"\n[[camera]]\nid = \"yard\"\nsource = \"dir://{dir}\"\n\
+             [[query]]\nid = \"person\"\n[mqtt]\nhost = \"127.0.0.1\"\n{mqtt}\n"
+        );
+        Config::parse(&text, "test.toml".as_ref()).unwrap()
+    }
+
+    #[test]
+    fn what_could_not_be_withdrawn_is_withdrawn_by_the_next_connection_to_the_same_broker() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, renamed, elsewhere] =
+            ["port = 1", "port = 1\nclient_id = \"dock\"", "port = 2"].map(|mqtt| config(dir.path(), mqtt));
+        let mut outlet = Outlet::start(&first, Board::new()).unwrap();
+        let owed = |outlet: &Outlet| {
+            let topics = outlet.mqtt.as_ref().unwrap().publisher.withdrawals();
+            topics.into_iter().map(|topic| topic.name).collect::<Vec<_>>()
+        };
+        let (camera, query) = (CameraId::new("yard").unwrap(), QueryId::new("person").unwrap());
+        outlet.forget(&camera, &query);
+        let forgotten = owed(&outlet);
+        assert!(forgotten.contains(&"samclip/yard/person".to_owned()), "{forgotten:?}");
+        assert!(outlet.adopt(&renamed, broker_settings(&renamed).unwrap()));
+        assert_eq!(owed(&outlet), forgotten);
+        assert!(outlet.adopt(&elsewhere, broker_settings(&elsewhere).unwrap()));
+        assert!(owed(&outlet).is_empty());
     }
 }

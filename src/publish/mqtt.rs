@@ -403,6 +403,12 @@ impl Publisher {
         std::mem::take(&mut self.shared.lock().unkept)
     }
 
+    /// Retained topics that were withdrawn, and that the broker may still keep.
+    #[must_use]
+    pub fn withdrawals(&self) -> Vec<Topic> {
+        self.shared.lock().outbox.withdrawals()
+    }
+
     /// Counters so far.
     #[must_use]
     pub fn stats(&self) -> PublishStats {

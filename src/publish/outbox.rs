@@ -92,6 +92,13 @@ impl Outbox {
         }
     }
 
+    /// Topics whose withdrawal the broker has not acknowledged.
+    #[must_use]
+    pub fn withdrawals(&self) -> Vec<Topic> {
+        let withdrawn = self.states.values().filter(|state| state.payload.is_empty());
+        withdrawn.map(|state| state.topic.clone()).collect()
+    }
+
     /// The next message that is no state.
     pub fn pop_queued(&mut self) -> Option<Message> {
         let message = self.queue.pop_front()?;
@@ -186,7 +193,10 @@ mod tests {
         // The connection broke meanwhile.
         outbox.resend_states(message("available", true, b"online"));
         assert_eq!(payloads(&mut outbox), [&b""[..], b"online"]);
+        let owed: Vec<String> = outbox.withdrawals().into_iter().map(|topic| topic.name).collect();
+        assert_eq!(owed, ["count"]);
         outbox.withdrawn("count");
+        assert!(outbox.withdrawals().is_empty());
         outbox.resend_states(message("available", true, b"online"));
         assert_eq!(payloads(&mut outbox), [b"online"]);
     }

@@ -5,7 +5,7 @@ use tracing::{info, warn};
 use crate::daemon::config::{Config, Mqtt};
 use crate::daemon::directories::state_dir;
 use crate::message::homeassistant::birth_topic;
-use crate::message::topic::Topics;
+use crate::message::topic::{Topic, Topics};
 use crate::publish::mqtt::{Publisher, Settings};
 use crate::publish::spool::Spool;
 
@@ -53,6 +53,12 @@ impl Broker {
     /// Whether it does what is asked for now.
     pub(super) fn serves(&self, settings: &Settings, mqtt: &Mqtt) -> bool {
         (&self.settings, self.spool_bytes, &self.topics) == (settings, mqtt.spool_bytes, &mqtt.topics)
+    }
+
+    /// What was withdrawn and has still to be said to the broker that `settings` name: nothing, if that is another one.
+    pub(super) fn owed(&self, settings: &Settings) -> Vec<Topic> {
+        let here = (&self.settings.host, self.settings.port) == (&settings.host, settings.port);
+        if here { self.publisher.withdrawals() } else { Vec::new() }
     }
 }
 
