@@ -32,6 +32,8 @@ struct Retry {
     pause: Duration,
     /// Whether the log has it that there is no broker, and that connections do not last.
     told: (bool, bool),
+    /// Whether the last try connected.
+    connected: bool,
 }
 
 /// What the log is told of the end of a link.
@@ -50,21 +52,24 @@ impl Retry {
             range,
             pause: range.0,
             told: (false, false),
+            connected: false,
         }
     }
 
     /// A link ended that was connected for `held`, if at all: the pause before the next one, and what is new.
     ///
     /// Two clients of the same id push each other off, and each connection holds as long as the other client pauses:
-    /// only one that holds longer makes pauses short again.
+    /// only one that holds longer makes pauses short again. As each of their tries connects, one that does not after one
+    /// that did means that the broker is away.
     fn ended(&mut self, held: Option<Duration>) -> (Duration, News) {
         if held.is_some_and(|held| held >= self.range.1 * 2) {
             *self = Self::new(self.range);
         }
         let pause = self.pause;
         self.pause = (pause * 2).min(self.range.1);
+        let away = std::mem::replace(&mut self.connected, held.is_some()) && held.is_none();
         let (lost, brief) = &mut self.told;
-        let news = if !std::mem::replace(lost, true) {
+        let news = if !std::mem::replace(lost, true) || away {
             News::Lost
         } else if held.is_some() && !std::mem::replace(brief, true) {
             News::Brief
@@ -198,13 +203,14 @@ fn left(number: u16, state: &mut State) {
     state.in_flight.insert(number, carried);
 }
 
-/// The broker has a message; a spooled event is done with, and so is a withdrawal unless another one of its topic is on
-/// its way.
+/// The broker has a message; a spooled event is done with, and so is a withdrawal unless the broker refuses it, or another one
+/// of its topic is on its way.
 fn acknowledged(shared: &Shared, number: u16, taken: bool) {
     let mut state = shared.lock();
     state.refused += u64::from(!taken);
     let carried = state.in_flight.remove(&number);
     if let Some(Carried::Withdrawal(name)) = &carried
+        && taken
         && !state
             .handed
             .iter()
@@ -373,6 +379,11 @@ mod tests {
         assert_eq!(ended(Some(0)), (4, News::Brief));
         assert_eq!(ended(Some(4)), (4, News::Nothing));
         assert_eq!(ended(Some(8)), (1, News::Lost));
+        // The log says "connected" last, and the broker is gone.
+        assert_eq!(ended(Some(2)), (2, News::Brief));
+        assert_eq!(ended(Some(2)), (4, News::Nothing));
+        assert_eq!(ended(None), (4, News::Lost));
+        assert_eq!(ended(None), (4, News::Nothing));
     }
 
     #[test]
@@ -425,6 +436,15 @@ mod tests {
         assert_eq!(reconnect(&shared), [&b""[..], b"online"]);
         acknowledged(&shared, 1, true);
         assert_eq!(reconnect(&shared), [b"online"]);
+    }
+
+    #[test]
+    fn a_withdrawal_that_the_broker_refuses_goes_out_again_with_the_next_connection() {
+        let shared = shared();
+        shared.lock().outbox.push(snapshot(b""));
+        send_states(&mut shared.lock());
+        acknowledged(&shared, 1, false);
+        assert_eq!(reconnect(&shared), [&b""[..], b"online"]);
     }
 
     #[test]
