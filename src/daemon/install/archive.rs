@@ -46,6 +46,13 @@ fn entries(source: impl Read, into: &Path) -> anyhow::Result<()> {
         let mut entry = entry.context("not a .tar or .tar.gz, or cut short")?;
         ensure!(index < MOST_ENTRIES, "more than {MOST_ENTRIES} entries");
         let kind = entry.header().entry_type();
+        let long = kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || (kind.is_pax_local_extensions() && has_path(&mut entry)?);
+        ensure!(
+            !long,
+            "a path of more than 100 bytes; pack the files alone: tar -C BUNDLE -czf FILE ."
+        );
         if kind.is_dir() || kind.is_pax_global_extensions() || kind.is_pax_local_extensions() {
             continue;
         }
@@ -68,6 +75,16 @@ fn entries(source: impl Read, into: &Path) -> anyhow::Result<()> {
         bail!("not a .tar or .tar.gz, or empty: no file found");
     }
     Ok(())
+}
+
+/// Most bytes of a further header that are looked at.
+const MOST_OF_A_HEADER: u64 = 1 << 16;
+
+/// Whether further headers (pax) give the path of the next entry, whose own is cut then.
+fn has_path(headers: impl Read) -> io::Result<bool> {
+    let mut text = Vec::new();
+    headers.take(MOST_OF_A_HEADER).read_to_end(&mut text)?;
+    Ok(text.windows(b" path=".len()).any(|part| part == b" path="))
 }
 
 /// The last part of a path that stays where it is.
@@ -181,8 +198,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         unpack(&bytes[..], dir.path()).unwrap();
         assert_eq!(std::fs::read(dir.path().join("a.onnx")).unwrap(), b"abc");
-        let long = entry(tar::EntryType::GNULongName, "long", &large);
-        assert!(refused(&long).contains("expected a plain file"));
+        let long = entry(tar::EntryType::GNULongName, "././@LongLink", &large);
+        assert!(refused(&long).contains("a path of more than 100 bytes"));
+        let path = goes_on(entry(tar::EntryType::XHeader, "further", b"20 path=encoder.onnx\n"));
+        let cut = [path, tar(&[("encoder.on", b"abc")])].concat();
+        assert!(refused(&cut).contains("a path of more than 100 bytes"));
         let directories = vec![goes_on(entry(tar::EntryType::Directory, "d", b"")); MOST_ENTRIES + 1].concat();
         assert!(refused(&directories).contains("more than 256 entries"));
     }
