@@ -31,8 +31,8 @@ pub enum QueryAction {
 /// Carries an action out on `camera`, or on every camera.
 ///
 /// # Errors
-/// No bus, no daemon, no cameras (it is not running yet), no permission, or what the daemon says; earlier cameras keep what was done, and the error names the
-/// one that it happened at.
+/// No bus, no daemon, one that is not running yet, no cameras (all are being replaced), no permission, or what the daemon says;
+/// earlier cameras keep what was done, and the error names the one that it happened at.
 pub fn query(bus: BusAddress, camera: Option<String>, action: &QueryAction, out: &mut dyn Write) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -125,10 +125,11 @@ impl Manager {
         self.change(Command::Ask { camera, change }, connection, &header).await
     }
 
-    /// The queries of a camera by id, each as JSON.
+    /// The queries of a camera by id, each as JSON. Refused before they are known, as commands are.
     #[zbus(out_args("queries"))]
     async fn list_queries(&self, camera: String) -> fdo::Result<HashMap<String, String>> {
         let state = self.board.now();
+        state.takes_commands().map_err(fdo::Error::Failed)?;
         let camera = state.camera(&camera).map_err(fdo::Error::InvalidArgs)?;
         let encoded = |(id, query): (&String, &QueryMessage)| {
             let body = query.encode().map_err(|error| fdo::Error::Failed(error.to_string()))?;
@@ -184,5 +185,27 @@ impl Manager {
     #[zbus(property)]
     fn cameras(&self) -> Vec<OwnedObjectPath> {
         cameras(&self.board.now()).into_iter().map(Into::into).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::board::{CameraState, Phase};
+    use crate::daemon::commands::door;
+
+    #[tokio::test]
+    async fn queries_are_listed_once_they_are_known() {
+        let board = Board::new();
+        board.change(|state| drop(state.cameras.insert("yard".into(), CameraState::default())));
+        let (door, _requests) = door();
+        let manager = Manager::new(board.clone(), door);
+        let early = manager.list_queries("yard".into()).await.unwrap_err().to_string();
+        assert!(
+            early.contains("the daemon's state is \"opening\", expected \"running\""),
+            "{early}"
+        );
+        board.phase(Phase::Running);
+        assert_eq!(manager.list_queries("yard".into()).await.unwrap(), HashMap::new());
     }
 }
