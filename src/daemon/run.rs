@@ -113,7 +113,7 @@ impl Surroundings {
     }
 }
 
-/// Tells every camera's subscribers that an engine is being built.
+/// Tells of what the start waits for, and every camera's subscribers that an engine is being built.
 struct Announce<'a> {
     outlet: &'a Outlet,
     notifier: &'a Notifier,
@@ -129,6 +129,8 @@ impl Progress for Announce<'_> {
         if builds {
             self.outlet.board().phase(Phase::BuildingEngine);
             self.outlet.status_of_all(DetectStatus::BuildingEngine);
+        } else {
+            self.outlet.board().phase(Phase::Opening);
         }
     }
 
