@@ -44,7 +44,8 @@ pub struct SourceUri {
     pub scheme: Scheme,
     /// Path of the file or directory; for cameras a path, number, link below `/dev/v4l`, serial number or card name.
     pub path: PathBuf,
-    /// Frames per second; `None` means as fast as possible (files) or what the driver does (cameras).
+    /// Frames per second; `None` means as fast as possible (files; a Y4M clip at most at the rate of its header) or what the driver
+    /// does (cameras).
     pub fps: Option<f32>,
     /// Start again at the end.
     pub looped: bool,

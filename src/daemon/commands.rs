@@ -54,7 +54,7 @@ pub enum Change {
     Query {
         /// Id of the query.
         id: String,
-        /// The query; what it leaves out has the configuration's defaults.
+        /// The query; what it leaves out has its key's default.
         query: Box<QueryMessage>,
     },
     /// Removes a query.

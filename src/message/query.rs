@@ -43,8 +43,8 @@ pub enum QuerySource {
     Live,
 }
 
-/// A query: what to set, or what is in force. What is left out has the default of the configuration file; a state can be
-/// sent back as it is.
+/// A query: what to set, or what is in force. What is left out has its key's default, whatever the configuration file says
+/// of a query of this id; a state can be sent back as it is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QueryMessage {
