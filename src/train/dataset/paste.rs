@@ -62,7 +62,8 @@ pub fn cut(sample: &Sample, names: &ClassNames, rng: &mut impl Rng) -> Option<Fi
 
 /// Pastes `figure` into a copy of `onto`, 0.3 to 1.4 times as high as the picture, half of the time standing on its lower
 /// edge, possibly mirrored and partly outside. Masks follow: segments and regions of a drawn scene, the class mask of a photo,
-/// which is made where there is none. Words about the whole picture are dropped, because they do not know of it.
+/// which is made where there is none. Captions and labels stay, with the figure's name as a further label, unless it hides more than a
+/// quarter of the picture, and with it what they speak of; then its name is the only label.
 #[must_use]
 pub fn paste(figure: &Figure, onto: &Sample, rng: &mut impl Rng) -> Sample {
     let mut sample = onto.clone();
@@ -92,6 +93,7 @@ pub fn paste(figure: &Figure, onto: &Sample, rng: &mut impl Rng) -> Sample {
         rng.random_range(reach.min(0)..=reach.max(0))
     };
     let named = u16::try_from(sample.regions.len() + 1).unwrap_or(u16::MAX);
+    let mut hidden = 0;
     for row in 0..size[1] {
         for column in 0..size[0] {
             let (x, y) = (left + column as i64, top + row as i64);
@@ -110,6 +112,7 @@ pub fn paste(figure: &Figure, onto: &Sample, rng: &mut impl Rng) -> Sample {
                 *value = mixed.clamp(0.0, 255.0) as u8;
             }
             if cover > 0.5 {
+                hidden += 1;
                 if let (false, Some(mask)) = (drawn, &mut sample.mask) {
                     mask.classes[at] = figure.class;
                 }
@@ -123,9 +126,13 @@ pub fn paste(figure: &Figure, onto: &Sample, rng: &mut impl Rng) -> Sample {
         sample.regions.push(figure.name.clone());
     }
     let info = &mut sample.info;
-    info.captions.clear();
-    info.caption = None;
-    info.labels = vec![figure.name.clone()];
+    if 4 * hidden > width * height {
+        info.captions.clear();
+        info.caption = None;
+        info.labels = vec![figure.name.clone()];
+    } else if !info.labels.is_empty() {
+        info.labels.push(figure.name.clone());
+    }
     info.classes.push(figure.name.clone());
     sample
 }
@@ -170,6 +177,7 @@ mod tests {
             }),
             info: SampleInfo {
                 captions: vec!["nobody is here".into()],
+                labels: vec!["wall".into()],
                 ..SampleInfo::default()
             },
             regions: regions.iter().map(|&r| r.to_owned()).collect(),
@@ -193,7 +201,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let figure = cut(&sample(64, 30, 0, &[]), &names(), &mut rng).unwrap();
         for drawn in [true, false] {
-            let (mut landed, mut standing) = (0, 0);
+            let (mut landed, mut standing, mut silenced) = (0, 0, 0);
             for _ in 0..50 {
                 let mut onto = sample(48, 0, 10, if drawn { &["a red circle"] } else { &[] });
                 onto.mask = onto.mask.filter(|_| drawn);
@@ -213,11 +221,20 @@ mod tests {
                 landed += usize::from((0..48 * 48).any(pasted));
                 standing += usize::from((47 * 48..48 * 48).any(pasted));
                 assert_eq!(out.regions.get(1).map(String::as_str), drawn.then_some("person"));
-                assert_eq!((out.info.labels.len(), out.info.captions.len()), (1, 0));
+                assert_eq!(out.info.classes, ["person"]);
+                let hides = 4 * (0..48 * 48).filter(|&i| pasted(i)).count() > 48 * 48;
+                silenced += usize::from(hides);
+                let (captions, labels) = if hides {
+                    (0, &["person"][..])
+                } else {
+                    (1, &["wall", "person"][..])
+                };
+                assert_eq!(out.info.captions.len(), captions);
+                assert_eq!(out.info.labels, labels);
             }
             assert!(
-                landed > 45 && standing > 10,
-                "{landed} landed, {standing} reach the lower edge"
+                landed > 45 && standing > 10 && (5..45).contains(&silenced),
+                "{landed} landed, {standing} reach the lower edge, {silenced} hide what the words speak of"
             );
         }
     }
