@@ -11,7 +11,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::train::dataset::augment::{
     Augmentation, Fit, Normalisation, View, around_a_thing, augment, augment_region, bounds,
 };
-use crate::train::dataset::names::{FASHION, canonical, overlap, person_on_ground, portrait, spoken, whole_of};
+use crate::train::dataset::names::{
+    FASHION, canonical, one_is_wider, overlap, person_on_ground, portrait, spoken, whole_of,
+};
 use crate::train::dataset::paste::{cut, paste};
 use crate::train::dataset::{ClassNames, Sample};
 use crate::train::dataset::{Dataset, Split, epoch_order, split};
@@ -30,6 +32,10 @@ pub const BACKGROUND: &str = "background";
 
 /// Least and largest share of a sample's area in a view.
 pub const SCALES: (f32, f32) = (0.35, 1.0);
+
+/// Joined to a stage's number for the SAM batches of a step, which show other photos than its CLIP batches: they go through each
+/// epoch from its end.
+pub const SAM_PICTURES: u64 = 1 << 9;
 
 /// Joined to a stage's number for the choice of a sample: were it drawn from the numbers that decide how the sample is viewed, some
 /// photos would never be seen from close up, and others never otherwise.
@@ -58,14 +64,20 @@ impl Pool {
         Self { indices, order }
     }
 
-    /// The photo that comes after `count` others; none in an empty pool.
-    fn at(&self, count: usize, seed: u64) -> Option<usize> {
+    /// The photo that comes after `count` others, each epoch gone through from its start or from its end; none in an empty pool.
+    fn at(&self, count: usize, from_the_end: bool, seed: u64) -> Option<usize> {
         let epoch = count.checked_div(self.indices.len())? as u64;
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         if order.0 != epoch {
             *order = (epoch, epoch_order(&self.indices, seed, epoch).into());
         }
-        Some(order.1[count % self.indices.len()])
+        let place = count % self.indices.len();
+        let place = if from_the_end {
+            self.indices.len() - 1 - place
+        } else {
+            place
+        };
+        Some(order.1[place])
     }
 }
 
@@ -154,7 +166,8 @@ impl Feed {
     /// share of photos without class masks.
     pub fn sample(&self, stage: u64, step: u64, slot: usize, batch: usize, unlabelled: f64) -> Sample {
         let mut rng = self.rng(stage | CHOICE, step, slot);
-        let sample = self.plain_sample(step, slot, batch, unlabelled, &mut rng);
+        let count = step as usize * batch + slot;
+        let sample = self.plain_sample(count, stage & SAM_PICTURES != 0, unlabelled, &mut rng);
         let (Some(dataset), false) = (&self.dataset, self.labelled.indices.is_empty()) else {
             return sample;
         };
@@ -174,7 +187,7 @@ impl Feed {
         }
     }
 
-    fn plain_sample(&self, step: u64, slot: usize, batch: usize, unlabelled: f64, rng: &mut ChaCha8Rng) -> Sample {
+    fn plain_sample(&self, count: usize, from_the_end: bool, unlabelled: f64, rng: &mut ChaCha8Rng) -> Sample {
         let scene = rng.random_bool(self.synth_share);
         let (labelled, other) = (&self.labelled, &self.other);
         let pool = if rng.random_bool(unlabelled) && !other.indices.is_empty() || labelled.indices.is_empty() {
@@ -182,7 +195,7 @@ impl Feed {
         } else {
             labelled
         };
-        let photo = pool.at(step as usize * batch + slot, self.seed).filter(|_| !scene);
+        let photo = pool.at(count, from_the_end, self.seed).filter(|_| !scene);
         // A photo that does not decode is replaced by a scene; `Dataset::skip_corrupt` has named it at the start.
         if let (Some(photo), Some(dataset)) = (photo, &self.dataset)
             && let Ok(sample) = dataset.get(photo)
@@ -592,7 +605,11 @@ pub struct NameTargets {
 impl NameTargets {
     /// Targets on a `cells × cells` grid. `base` are the photos' names ([`Feed::names`]); names of drawn scenes
     /// are added. `weight` gives a name's weight in the loss. With `part_share`, a cell of a part whose whole is
-    /// annotated too has that share of its target, the whole has the rest, and a cell of the whole is not the part.
+    /// annotated too has that share of its target, the whole has the rest, and a cell of the whole is not the part. Of a
+    /// name and a wider one ([`one_is_wider`]) that are both annotated, a cell is one alone.
+    ///
+    /// A cell of the whole is not the part even where the collection annotates no parts: what people wear would win over them
+    /// otherwise, wherever both are asked for.
     #[must_use]
     pub fn new(
         items: &[Item],
@@ -618,7 +635,13 @@ impl NameTargets {
                 .map(|n| names.iter().position(|m| m == n).unwrap_or(0))
                 .collect();
             let whole = |part: &str| part_share.and_then(|_| whole_of(part, &pixel_names.annotated));
-            let told_apart = |a: &str, b: &str| whole(a) == Some(b) || whole(b) == Some(a);
+            let both = |a: &str, b: &str| {
+                [a, b]
+                    .iter()
+                    .all(|n| pixel_names.annotated.iter().any(|known| known == n))
+            };
+            let told_apart =
+                |a: &str, b: &str| whole(a) == Some(b) || whole(b) == Some(a) || (one_is_wider(a, b) && both(a, b));
             let blocked = |name: &str| -> Vec<f32> {
                 names
                     .iter()
@@ -743,6 +766,8 @@ mod tests {
         let told = targets(&["window", "building"], Some(0.75));
         assert_eq!(told.target[..8], [0.0, 0.1875, 0.0625, 0.0, 0.0, 0.0, 0.25, 0.0]);
         assert_eq!(told.allowed[..8], [0.0; 8]);
+        let whole_alone = targets(&["building"], Some(0.75));
+        assert_eq!(whole_alone.allowed[..8], [0.0; 8]);
         for (annotated, share) in [(&["window", "building"][..], None), (&["window"][..], Some(0.75))] {
             let apart = targets(annotated, share);
             assert_eq!(
@@ -756,6 +781,26 @@ mod tests {
                 "{annotated:?}"
             );
         }
+    }
+
+    #[test]
+    fn of_a_name_and_a_wider_one_that_are_both_annotated_a_cell_is_one_alone() {
+        let mut item = facade(&[]);
+        item.names.as_mut().unwrap().names = ["pavement", "road"].map(str::to_owned).to_vec();
+        let told = |annotated: &[&str]| {
+            let mut item = item.clone();
+            item.names.as_mut().unwrap().annotated = annotated.iter().map(|&name| name.to_owned()).collect();
+            let base = ["background", "pavement", "road", "sky"].map(str::to_owned);
+            let told = NameTargets::new(&[item], &base, 2, Some(0.75), |_| 1.0);
+            assert_eq!(
+                told.target[..8],
+                [0.0, 0.25, 0.0, 0.0, 0.0, 0.0, 0.25, 0.0],
+                "{annotated:?}"
+            );
+            [told.allowed[2], told.allowed[5]]
+        };
+        assert_eq!(told(&["pavement", "road"]), [0.0; 2]);
+        assert_eq!(told(&["road"]), [-1e4; 2]);
     }
 
     #[test]
@@ -839,16 +884,18 @@ mod tests {
     fn an_epoch_has_every_photo_once_and_a_resumed_run_the_same_order() {
         let pool = || Pool::new(vec![2, 3, 5, 7]);
         let whole = pool();
-        let photos: Vec<usize> = (0..12).map(|count| whole.at(count, 9).unwrap()).collect();
+        let photos: Vec<usize> = (0..12).map(|count| whole.at(count, false, 9).unwrap()).collect();
         for (epoch, photos) in photos.chunks(4).enumerate() {
             assert_eq!(photos, epoch_order(&[2, 3, 5, 7], 9, epoch as u64));
         }
         let resumed = pool();
         assert_eq!(
-            [6, 5].map(|count| resumed.at(count, 9).unwrap()),
+            [6, 5].map(|count| resumed.at(count, false, 9).unwrap()),
             [photos[6], photos[5]]
         );
-        assert_eq!(Pool::new(Vec::new()).at(0, 9), None);
+        let from_the_end: Vec<usize> = (4..8).map(|count| whole.at(count, true, 9).unwrap()).collect();
+        assert_eq!(from_the_end, [photos[7], photos[6], photos[5], photos[4]]);
+        assert_eq!(Pool::new(Vec::new()).at(0, false, 9), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::text::templates::TEMPLATES;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
 use crate::train::distill::{ClipTeacher, Teachers};
-use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, SCALES, in_other_words};
+use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, SAM_PICTURES, SCALES, in_other_words};
 use crate::train::frozen::Features;
 use crate::train::kernels::Kernels;
 use crate::train::loss::cosine;
@@ -71,10 +71,6 @@ pub struct Maker<'a> {
     base: Vec<String>,
     name_weights: HashMap<String, f32>,
 }
-
-/// Added to a stage's number for the random streams of SAM batches, which show other photos than the CLIP batch
-/// of their step.
-const SAM_PICTURES: u64 = 1 << 9;
 
 impl<'a> Maker<'a> {
     /// For stage `number`, a share `masks` of whose prompts are masks; with `own_points` their points come from the CLIP

@@ -96,18 +96,24 @@ pub fn spoken(name: &str) -> impl Iterator<Item = &str> {
     std::iter::once(name).chain(others.into_iter().flat_map(|(_, words)| words.iter().copied()))
 }
 
-/// A whole and what may be labelled instead of it inside its outline.
+/// A whole and its parts, which may be labelled instead of it inside its outline.
 const PARTS: &[(&str, &[&str])] = &[
     ("person", PERSON_PARTS),
     ("building", &["window", "door"]),
     ("vegetation", &["tree", "grass", "flower", "potted plant"]),
-    ("tree", &["flower"]),
-    ("mountain", &["vegetation", "tree", "grass"]),
     ("face", &["hair", "skin", "glasses"]),
     ("potted plant", &["flower", "vase"]),
-    ("car", &["window", "truck"]),
+    ("car", &["window"]),
     ("bus", &["window"]),
     ("train", &["window"]),
+];
+
+/// Names that one collection uses for what another calls by a wider name; where a collection has both, a pixel is one or the
+/// other.
+const WIDER: &[(&str, &[&str])] = &[
+    ("tree", &["flower"]),
+    ("mountain", &["vegetation", "tree", "grass"]),
+    ("car", &["truck"]),
     ("road", &["pavement"]),
 ];
 
@@ -203,15 +209,25 @@ pub fn canonical(name: &str) -> Option<&str> {
     )
 }
 
+/// Whether `table` lists `narrow` under `wide`.
+fn lists(table: &[(&str, &[&str])], wide: &str, narrow: &str) -> bool {
+    table
+        .iter()
+        .any(|(name, under)| *name == wide && under.contains(&narrow))
+}
+
 /// Whether a pixel of one may also be called the other; both canonical. Symmetric, and true for equal names.
 #[must_use]
 pub fn overlap(a: &str, b: &str) -> bool {
-    let part_of = |part: &str, whole: &str| {
-        PARTS
-            .iter()
-            .any(|(name, parts)| *name == whole && parts.contains(&part))
-    };
-    a == b || part_of(a, b) || part_of(b, a) || ALIKE.iter().any(|group| group.contains(&a) && group.contains(&b))
+    let under = |wide, narrow| lists(PARTS, wide, narrow) || lists(WIDER, wide, narrow);
+    a == b || under(a, b) || under(b, a) || ALIKE.iter().any(|group| group.contains(&a) && group.contains(&b))
+}
+
+/// Whether one of the names is used for what some collections call by the other, wider one (pavement, road), without
+/// being a part of it. Symmetric.
+#[must_use]
+pub fn one_is_wider(a: &str, b: &str) -> bool {
+    lists(WIDER, a, b) || lists(WIDER, b, a)
 }
 
 /// Name of the fashion collection (`ccp`), whose labelled pixels together are one person.
@@ -385,12 +401,19 @@ mod tests {
         assert_eq!(whole_of("window", &names(&["car", "building"])), Some("building"));
         assert_eq!(whole_of("window", &names(&["sky"])), None);
         assert_eq!(whole_of("building", &names(&["building", "window"])), None);
+        assert_eq!(
+            whole_of("pavement", &names(&["road", "pavement"])),
+            None,
+            "it lies beside the road"
+        );
     }
 
     #[test]
     fn wholes_overlap_their_parts_and_not_their_neighbours() {
         assert!(overlap("tree", "vegetation") && overlap("vegetation", "tree") && overlap("car", "car"));
         assert!(overlap("hair", "person") && overlap("jeans", "pants"));
+        assert!(overlap("road", "pavement") && one_is_wider("road", "pavement") && one_is_wider("truck", "car"));
+        assert!(!one_is_wider("hair", "person") && !one_is_wider("road", "road"));
         assert!(!overlap("hair", "jeans") && !overlap("tree", "grass") && !overlap("window", "door"));
     }
 
