@@ -456,7 +456,7 @@ impl Recipe {
             self.finetune.as_ref().map_or(0.0, |finetune| finetune.own_prompts),
         ];
         let detail = self.sharpen.as_ref().map_or(&[][..], |s| &s.detail);
-        let rules: [(&'static str, bool, String, String); 25] = [
+        let rules: [(&'static str, bool, String, String); 27] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -474,6 +474,18 @@ impl Recipe {
                 detail.len() <= 4 && detail.iter().all(|&channels| channels > 0),
                 format!("{detail:?}"),
                 "at most 4 numbers of channels, each at least 1".into(),
+            ),
+            (
+                "batch",
+                self.stages().all(|stage| stage.batch > 0 || stage.separate.is_some()),
+                format!("{:?}", self.stages().map(|stage| stage.batch).collect::<Vec<_>>()),
+                "at least 1 in every stage without separate".into(),
+            ),
+            (
+                "teach_sam.prompts",
+                self.teach_sam.as_ref().is_none_or(|stage| stage.prompts > 0),
+                self.teach_sam.as_ref().map_or(0, |stage| stage.prompts).to_string(),
+                "at least 1".into(),
             ),
             (
                 "sharpen.stage.prompts",
@@ -767,7 +779,15 @@ mod tests {
     #[test]
     fn values_that_do_not_go_together_are_refused_by_name() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 14] = [
+        let cases: [(Spoil, &str); 16] = [
+            (
+                |r| r.words.as_mut().unwrap().batch = 0,
+                "batch: found [8, 48, 8, 16, 8, 0, 8], expected at least 1",
+            ),
+            (
+                |r| r.teach_sam.as_mut().unwrap().prompts = 0,
+                "teach_sam.prompts: found 0, expected at least 1",
+            ),
             (
                 |r| r.adapt.as_mut().unwrap().image_size = 100,
                 "adapt.image_size: found 100, expected a multiple of 16",
