@@ -91,7 +91,9 @@ pub fn sharpen<B: Kernels>(
                 let sample = feed.sample(SHARPEN, step, slot, stage.batch * micro, 0.0);
                 let scales = if rng.random_bool(0.5) { SCALES } else { NEARLY_WHOLE };
                 let item = feed.item(&sample, side, scales, &mut rng);
-                let asked = item.names.as_ref().map(|labels| names_to_ask(labels, &names, &mut rng));
+                // What is rough says where a thing is, and no mask.
+                let labels = item.names.as_ref().filter(|labels| !labels.rough);
+                let asked = labels.map(|labels| names_to_ask(labels, &names, &mut rng));
                 let threshold = rng.random_range(THRESHOLDS.0..THRESHOLDS.1);
                 views.asked.push((asked.unwrap_or_default(), threshold));
                 views.practice.push(&item, PRACTISED, points, low, 0.0, &mut rng);
