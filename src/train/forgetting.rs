@@ -4,8 +4,8 @@
 //! IoU of the single-mask output with the labelled regions of the validation split, prompted with their exact boxes.
 
 use crate::train::autodiff::Graph;
-use crate::train::dataset::Split;
 use crate::train::dataset::augment::{Fit, plain};
+use crate::train::dataset::{Sample, Split};
 use crate::train::feed::{Feed, NORMALISATION, PromptBatch};
 use crate::train::kernels::Kernels;
 use crate::train::model::{SamConfig, encoder};
@@ -28,7 +28,7 @@ pub struct BoxMasks {
 }
 
 impl BoxMasks {
-    /// The first `count` pictures with regions of the validation split; drawn scenes if there are no photos. `points` is the
+    /// The first `count` pictures with regions of the validation split; drawn scenes if no photo of it has any. `points` is the
     /// number of points of a prompt, at least 2.
     #[must_use]
     pub fn new(feed: &Feed, sam: &SamConfig, points: usize, count: usize) -> Self {
@@ -37,21 +37,20 @@ impl BoxMasks {
             indices.filter_map(|index| dataset.get(index).ok())
         });
         let scenes = (0..).map(|i| synth::draw(SCENES + i, sam.image_size));
-        let samples: Box<dyn Iterator<Item = _>> = if feed.dataset().is_some() {
-            Box::new(photos)
-        } else {
-            Box::new(scenes)
-        };
-        let pictures = samples.filter_map(|sample| {
+        let asked = |sample: Sample| {
             let view = plain(&sample, sam.image_size, Fit::Letterbox, &NORMALISATION);
             let item = feed.viewed(&sample, view);
             let mut prompts = PromptBatch::default();
             prompts.push_boxes(&item, REGIONS, points, 4 * sam.grid());
             (prompts.per_image > 0).then_some((item.view.pixels, prompts))
-        });
+        };
+        let mut pictures: Vec<_> = photos.filter_map(asked).take(count).collect();
+        if pictures.is_empty() {
+            pictures = scenes.filter_map(asked).take(count).collect();
+        }
         Self {
             sam: sam.clone(),
-            pictures: pictures.take(count).collect(),
+            pictures,
         }
     }
 
