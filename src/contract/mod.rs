@@ -20,4 +20,4 @@ pub use manifest::{
 pub use size::{Size, SizeFiles};
 pub use tensors::{Dtype, GraphKind, GraphSpec, TensorSpec};
 pub use validate::check_file_name;
-pub use whole_file::write_whole;
+pub use whole_file::{write_whole, write_whole_with};

@@ -9,12 +9,27 @@ use std::path::Path;
 /// # Errors
 /// What the system says; nothing is left behind then.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_whole`], of what `fill` writes.
+///
+/// # Errors
+/// What the system or `fill` says; nothing is left behind then.
+pub fn write_whole_with<E: From<io::Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> Result<(), E>,
+) -> Result<(), E> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let partial = path.with_file_name(name);
-    let written = File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&partial, path));
+    let write = || -> Result<(), E> {
+        let mut file = File::create(&partial)?;
+        fill(&mut file)?;
+        file.sync_all()?;
+        Ok(fs::rename(&partial, path)?)
+    };
+    let written = write();
     if written.is_err() {
         let _ = fs::remove_file(&partial);
     }

@@ -1,8 +1,7 @@
 //! Drawn scenes as a WebDataset tar, the form that photos come in.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Cursor, ErrorKind, Write};
+use std::io::{BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use image::{ExtendedColorType, ImageEncoder, ImageError, codecs::jpeg::JpegEncoder, codecs::png::PngEncoder};
@@ -10,6 +9,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{draw, names};
+use crate::contract::{write_whole, write_whole_with};
+use crate::train::dataset::{ClassNames, DatasetError};
 
 /// Why a shard could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum ShardError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The folder's table of names cannot be read.
+    #[error(transparent)]
+    Names(#[from] DatasetError),
     /// The folder's masks are of other names.
     #[error(
         "{path}: holds other names than drawn scenes have, and one table serves all tars of a folder; write the scenes into another \
@@ -44,7 +48,7 @@ pub enum ShardError {
     },
 }
 
-/// Writes scenes `first..first + count` of `seed` to a tar: `KEY.jpg`, `KEY.json`, `KEY.mask.png`, each `side` pixels.
+/// Writes scenes `first..first + count` of `seed` to a tar, all of it: `KEY.jpg`, `KEY.json`, `KEY.mask.png`, each `side` pixels.
 ///
 /// # Errors
 /// [`ShardError`] if the tar cannot be written.
@@ -79,7 +83,8 @@ pub fn write(out: impl Write, seed: u64, first: u64, count: u64, side: usize) ->
             append(&mut tar, &format!("{key}.mask.png"), png.get_ref())?;
         }
     }
-    Ok(tar.finish()?)
+    tar.into_inner()?.flush()?;
+    Ok(())
 }
 
 /// The seed of scene `index` of a shard: shards of neighbouring seeds have no scene in common.
@@ -89,11 +94,12 @@ fn scene_seed(seed: u64, index: u64) -> u64 {
     rng.random()
 }
 
-/// Writes scenes `0..count` of `seed` to the tar `path`, and the table of their names to `classes.json` beside it, whose path
-/// is returned.
+/// Writes scenes `0..count` of `seed` to the tar `path`, whole or not at all, and the table of their names to `classes.json` beside
+/// it, whose path is returned; a table of the same names stays as it is.
 ///
 /// # Errors
-/// [`ShardError`] if either cannot be written, or there is a table of other names; then nothing is written.
+/// [`ShardError`] if either cannot be written, or there is a table of other names or none that can be read; then nothing is
+/// written.
 pub fn write_files(path: &Path, seed: u64, count: u64, side: usize) -> Result<PathBuf, ShardError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -103,14 +109,18 @@ pub fn write_files(path: &Path, seed: u64, count: u64, side: usize) -> Result<Pa
     let table: BTreeMap<usize, &str> = names.iter().enumerate().collect();
     let json = serde_json::to_vec_pretty(&table).expect("a table of names is JSON");
     let classes = path.with_file_name("classes.json");
-    match std::fs::read(&classes) {
-        Ok(found) if found != json => return Err(ShardError::OtherNames { path: classes }),
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&classes)(error)),
-        Ok(_) | Err(_) => {}
+    let there = classes.try_exists().map_err(failed(&classes))?;
+    if there && ClassNames::read(&classes)? != names {
+        return Err(ShardError::OtherNames { path: classes });
     }
-    let file = File::create(path).map_err(failed(path))?;
-    write(BufWriter::new(file), seed, 0, count, side)?;
-    std::fs::write(&classes, json).map_err(failed(&classes))?;
+    let written = write_whole_with(path, |file| write(BufWriter::new(file), seed, 0, count, side));
+    written.map_err(|error| match error {
+        ShardError::Io(source) => failed(path)(source),
+        other => other,
+    })?;
+    if !there {
+        write_whole(&classes, &json).map_err(failed(&classes))?;
+    }
     Ok(classes)
 }
 
@@ -157,9 +167,40 @@ mod tests {
         assert!(matches!(refused, ShardError::OtherNames { .. }), "{refused}");
         assert!(std::fs::read_to_string(&classes).unwrap().contains("cat") && !shard.exists());
         std::fs::remove_file(&classes).unwrap();
-        // its own table is no obstacle
+        // its own table is no obstacle, however it is written
         for seed in [0, 1] {
             write_files(&shard, seed, 1, 65).unwrap();
+            let table = std::fs::read_to_string(&classes).unwrap();
+            std::fs::write(&classes, table.replace('\n', " ")).unwrap();
         }
+    }
+
+    /// A disk with room for so many bytes more.
+    struct Disk(usize);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_full_at_the_very_end_is_an_error_and_a_shard_before_stays() {
+        let mut whole = Vec::new();
+        write(&mut whole, 0, 0, 1, 65).unwrap();
+        write(BufWriter::new(Disk(whole.len())), 0, 0, 1, 65).unwrap();
+        write(BufWriter::new(Disk(whole.len() - 1)), 0, 0, 1, 65).unwrap_err();
+        let folder = tempfile::tempdir().unwrap();
+        let shard = folder.path().join("synth.tar");
+        std::fs::create_dir(&shard).unwrap();
+        let refused = write_files(&shard, 0, 1, 65).unwrap_err().to_string();
+        assert!(refused.contains("synth.tar: "), "{refused}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }
