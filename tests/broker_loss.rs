@@ -177,7 +177,7 @@ impl Heard {
 
     /// Takes what has come already.
     fn rest(&mut self, watcher: &Watcher) {
-        while let Some(line) = watcher.wait(Duration::from_millis(300)) {
+        while let Some(line) = watcher.wait(Duration::from_secs(2)) {
             self.take(line);
         }
     }
@@ -220,10 +220,9 @@ fn assert_complete_and_in_order(events: &[EventMessage]) {
 /// What the broker keeps, without what changes by itself.
 fn kept(port: u16) -> Vec<String> {
     // It ends with the first message that is not kept.
-    let (watcher, mut heard) = (Watcher::start_with(port, &["--retained-only"]), Heard::default());
-    heard.rest(&watcher);
-    let retained = heard
-        .lines
+    let watcher = Watcher::start_with(port, &["--retained-only"]);
+    let lines: Vec<String> = std::iter::from_fn(|| watcher.wait(PATIENCE)).collect();
+    let retained = lines
         .iter()
         .filter(|line| line.contains(" r1 ") && !line.contains("/snapshot "));
     let mut retained: Vec<String> = retained.filter(|line| !line.contains("/active ")).cloned().collect();
@@ -240,6 +239,10 @@ fn lives_through_an_outage(meanwhile: impl FnOnce(&Program)) {
     let program = Program::start(proxy.port);
     heard.events(&watcher, 24);
     let states = kept(port);
+    for camera in CAMERAS {
+        let online = format!("samclip/{camera}/status/detect r1 q1 online");
+        assert!(states.contains(&online), "{online} is not among {states:?}");
+    }
     let (before, memory) = (heard.events.len(), program.memory_kib());
 
     // As `kill -9`.
@@ -287,6 +290,10 @@ fn lives_through_an_outage(meanwhile: impl FnOnce(&Program)) {
     );
     assert_complete_and_in_order(&events);
     assert_eq!(&counters[..2], [Some(0), Some(0)]);
+    assert!(
+        memory_after < memory + 32 * 1024,
+        "{memory} KiB before, {memory_after} after"
+    );
 }
 
 #[test]

@@ -152,11 +152,13 @@ impl Page {
              const g = c.getContext('2d'); g.drawImage(i, 0, 0);\
              return [...g.getImageData({x} * c.width, {y} * c.height, 1, 1).data].slice(0, 3); }})()"
         );
+        let start = Instant::now();
         loop {
             let found = self.js(&script).await;
             if let Ok(pixel) = serde_json::from_value(found) {
                 return pixel;
             }
+            assert!(start.elapsed() < PATIENCE, "there is no picture");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -9,12 +9,14 @@ use samclip::daemon::config::Config;
 use samclip::message::payload::FRAME_SCHEMA;
 use toml::{Table, Value};
 
-const PAGES: [&str; 8] = [
+const PAGES: [&str; 10] = [
     "README.md",
     "CHANGELOG.md",
     "docs/daemon.md",
     "docs/training.md",
     "docs/study/README.md",
+    "docs/study/report.md",
+    "models/README.md",
     "models/nano/MODEL_CARD.md",
     "models/samples/README.md",
     "yocto/meta-samclip/README.md",

@@ -35,6 +35,15 @@ fn frames(dir: &Path, columns: &[u32]) {
     }
 }
 
+/// Stops the daemon when it is dropped, also by a panic: whoever listens has heard enough, or waits no longer.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs the daemon on a configuration that ends with `[mqtt]`; stops it when `enough` says so.
 fn watch(
     dir: &Path,
@@ -58,6 +67,7 @@ fn watch(
         let (ready, subscribed) = channel();
         let stop = &stop;
         let messages = scope.spawn(move || {
+            let _ended = Stops(stop);
             collect(address, &ready, |topic, body| {
                 if enough(topic, body) {
                     stop.store(true, Ordering::Relaxed);

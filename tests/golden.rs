@@ -629,6 +629,10 @@ fn gradients_agree_with_finite_differences() {
         let found = (value(1.0) - value(-1.0)) / (2.0 * step);
         // An f32 value of about 10 carries 1e-6 of noise, which the division by the step magnifies.
         let error = (found - expected).abs() / expected.max(1e-4 / step);
+        assert!(
+            error.is_finite(),
+            "{name}: {found} by differences, {expected} by the gradient"
+        );
         if error > worst {
             (worst, culprit) = (error, name);
         }

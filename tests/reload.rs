@@ -291,7 +291,7 @@ fn another_broker_hears_everything_and_the_old_one_a_goodbye() {
             assert_eq!(reload(daemon, &text(&second)), Ok(Reply::Done));
         });
         assert_eq!(of(&earlier, "samclip/available"), ["online", "stopped"]);
-        assert_eq!(of(&earlier, "samclip/yard/red"), ["0", "1"]);
+        assert_eq!(of(&earlier, "samclip/yard/red").last(), Some(&"1"));
     });
     assert_eq!(of(&later, "samclip/available"), ["online", "stopped"]);
     assert_eq!(of(&later, "samclip/yard/status/detect"), ["online", "offline"]);

@@ -2,16 +2,19 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 
 mod mosquitto;
+mod proxy;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mosquitto::{Mosquitto, PATIENCE, Watcher, free_port, publish, spawn};
+use proxy::Proxy;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use samclip::message::topic::Topics;
 use samclip::publish::link::{TlsTexts, Version};
 use samclip::publish::mqtt::{Publisher, Settings};
+use samclip::publish::probe::{ProbeError, probe};
 use samclip::publish::spool::{MIN_BYTES, Spool};
 
 fn topics() -> Topics {
@@ -61,32 +64,35 @@ fn named(range: std::ops::Range<u32>) -> Vec<String> {
 #[test]
 fn events_of_a_time_without_broker_arrive_in_order_once_it_is_there() {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let publisher = spooled(port, dir.path());
+    // Nothing is delivered before somebody listens.
+    let proxy = Proxy::start(port, &[]);
+    proxy.set_open(false);
+    let publisher = spooled(proxy.port, dir.path());
+    let waiting = |count: usize| {
+        wait_until(&format!("{count} waiting"), || {
+            publisher.stats().spool.unwrap().waiting == count
+        });
+    };
     offer(&publisher, 0..300);
-    wait_until("written", || publisher.stats().spool.unwrap().waiting == 300);
-    let broker = Mosquitto::start(port);
-    let watcher = Watcher::start(port);
-    // Retained or not, whichever of the two came first.
-    while !watcher.next().ends_with(" online") {}
-    wait_until("delivered", || publisher.stats().spool.unwrap().waiting == 0);
+    waiting(300);
+    let patient = "allow_anonymous true\nmax_queued_messages 0\n";
+    let broker = Mosquitto::start_with(port, patient);
+    let watcher = Watcher::subscribed(port);
+    proxy.set_open(true);
+    assert_eq!(events(&watcher, 300), named(0..300));
     offer(&publisher, 300..310);
-    while events(&watcher, 1) != named(309..310) {}
-    wait_until("acknowledged", || publisher.stats().spool.unwrap().waiting == 0);
-    drop(broker);
+    assert_eq!(events(&watcher, 10), named(300..310));
+    waiting(0);
+    drop((watcher, broker));
+    proxy.set_open(false);
     wait_until("lost", || !publisher.stats().connected);
-    offer(&publisher, 310..700);
-    wait_until("written", || publisher.stats().spool.unwrap().waiting == 390);
-    let _broker = Mosquitto::start_with(port, "allow_anonymous true\nmax_queued_messages 0\n");
-    let watcher = Watcher::start(port);
-    // What was delivered before the watcher came is not seen; what it sees is in order and reaches the end.
-    offer(&publisher, 700..701);
-    let mut seen = events(&watcher, 1);
-    while seen.last().unwrap() != "event 700" {
-        seen.extend(events(&watcher, 1));
-    }
-    let numbers: Vec<u32> = seen.iter().map(|e| e.replace("event ", "").parse().unwrap()).collect();
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
-    wait_until("acknowledged", || publisher.stats().spool.unwrap().waiting == 0);
+    offer(&publisher, 310..701);
+    waiting(391);
+    let _broker = Mosquitto::start_with(port, patient);
+    let watcher = Watcher::subscribed(port);
+    proxy.set_open(true);
+    assert_eq!(events(&watcher, 391), named(310..701));
+    waiting(0);
     assert_eq!(publisher.stats().spool.unwrap().dropped, 0);
     assert!(publisher.stop(PATIENCE));
 }
@@ -195,26 +201,30 @@ fn a_private_authority_and_a_client_certificate_are_all_that_opens_the_door() {
             at("server.key")
         ),
     );
-    let publisher = |authorities: &str, client: bool, version: Version| {
+    let with = |authorities: &str, client: bool, version: Version| {
         let mut settings = settings(port);
         settings.version = version;
         settings.tls = Some(TlsTexts {
             authorities: Some(authorities.into()),
             client: client.then(|| (read("client.pem"), read("client.key"))),
         });
-        Publisher::start(settings).unwrap()
+        settings
     };
     for version in [Version::V3, Version::V5] {
-        let good = publisher(&ours, true, version);
+        let good = Publisher::start(with(&ours, true, version)).unwrap();
         assert!(good.wait_connected(PATIENCE));
         good.publish(topics().stats(), vec![b'x'; 1_000_000]);
         assert!(good.wait_sent(PATIENCE) && good.stop(PATIENCE));
     }
-    for bad in [
-        publisher(&theirs, true, Version::V3),
-        publisher(&ours, false, Version::V3),
+    for (authorities, client, reason) in [
+        (&theirs, true, "invalid peer certificate"),
+        (&ours, false, "CertificateRequired"),
     ] {
-        assert!(!bad.wait_connected(Duration::from_secs(2)));
+        let bad = with(authorities, client, Version::V3);
+        let refused = probe(&bad, PATIENCE).unwrap_err().to_string();
+        assert!(refused.contains(reason), "{refused}");
+        let publisher = Publisher::start(bad).unwrap();
+        assert!(!publisher.wait_connected(Duration::from_secs(2)));
     }
 }
 
@@ -241,6 +251,13 @@ fn a_password_opens_the_door_and_a_wrong_one_does_not() {
             let mut settings = settings(port);
             settings.version = version;
             settings.credentials = Some(("camera".into(), password.into()));
+            let answer = probe(&settings, PATIENCE);
+            let refused = matches!(&answer, Err(ProbeError::Refused { .. }));
+            assert_eq!(
+                (answer.is_ok(), refused),
+                (opens, !opens),
+                "{version:?} {password}: {answer:?}"
+            );
             let publisher = Publisher::start(settings).unwrap();
             let patience = if opens { PATIENCE } else { Duration::from_secs(1) };
             assert_eq!(publisher.wait_connected(patience), opens, "{version:?} {password}");
@@ -256,9 +273,11 @@ fn a_message_over_the_broker_s_own_limit_is_dropped_and_the_connection_stays() {
     settings.version = Version::V5;
     let publisher = Publisher::start(settings).unwrap();
     assert!(publisher.wait_connected(PATIENCE));
+    let watcher = Watcher::subscribed(port);
     publisher.publish(topics().stats(), vec![b'x'; 6_000]);
-    publisher.publish(topics().stats(), vec![b'x'; 4_000]);
-    assert!(publisher.wait_sent(PATIENCE));
-    wait_until("dropped", || publisher.stats().dropped == 1);
+    publisher.publish(topics().stats(), vec![b'y'; 4_000]);
+    watcher.until(&format!("samclip/stats r0 q0 {}", "y".repeat(4_000)));
+    let stats = publisher.stats();
+    assert_eq!((stats.dropped, stats.connects), (1, 1));
     assert!(publisher.stop(PATIENCE));
 }

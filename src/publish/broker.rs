@@ -468,6 +468,7 @@ mod tests {
     #[test]
     fn foreign_bytes_close_their_connection_only() {
         let broker = Broker::start(ANY).unwrap();
+        // The first is the beginning of a packet, whose end is waited for.
         for noise in [
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             &[0x10, 0x02, 0x00, 0x04],
@@ -475,10 +476,14 @@ mod tests {
             &[0xc0, 0x00],
         ] {
             let mut stream = std::net::TcpStream::connect(broker.address()).unwrap();
+            stream.set_read_timeout(Some(3 * CONNECT_TIMEOUT)).unwrap();
             stream.write_all(noise).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
             // closed with or without a reset, and without an answer
-            assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)));
+            match stream.read(&mut [0; 8]) {
+                Ok(0) => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                other => panic!("{other:?} after {noise:?}"),
+            }
         }
         let mut stream = std::net::TcpStream::connect(broker.address()).unwrap();
         stream

@@ -210,6 +210,14 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            if start.elapsed() > PATIENCE {
+                assert!(std::thread::panicking(), "the daemon does not end");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let ended = self.thread.take().map(JoinHandle::join);
         assert!(
             std::thread::panicking() || ended.is_none_or(|ended| ended.is_ok()),

@@ -2,7 +2,7 @@
 #![allow(unreachable_pub)] // a module of several test programs, each uses a part
 #![allow(dead_code, reason = "every test binary uses another part")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use serde_json::Value;
@@ -61,7 +61,10 @@ pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, 
     // Whoever refuses a body does not read it to its end.
     let _ = stream.write_all(format!("{text}\r\n{body}").as_bytes());
     let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes);
+    if let Err(error) = stream.read_to_end(&mut bytes) {
+        let open = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        assert!(!open, "{method} {path}: the answer does not end");
+    }
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let mut lines = head.lines();

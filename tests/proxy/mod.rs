@@ -1,5 +1,6 @@
 //! A TCP proxy in front of a broker that refuses, and cuts connections in the middle of a message.
 #![allow(unreachable_pub, clippy::unwrap_used)] // a module of several test programs; a panic is how a test fails
+#![allow(dead_code, reason = "every test binary uses another part")]
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};

@@ -284,7 +284,9 @@ proptest! {
         fs::write(&path, &bytes).unwrap();
         let mut spool = open(dir.path());
         add(&mut spool, 15..17);
+        let waiting = spool.stats().waiting;
         let left = drain(&mut spool);
+        prop_assert_eq!(left.len(), waiting);
         prop_assert!(left.windows(2).all(|pair| pair[0] < pair[1]), "{:?}", left);
         prop_assert!(left.ends_with(&[15, 16]));
     }
