@@ -65,10 +65,13 @@ impl Asking {
         self.queries.iter().find(|query| query.id.as_str() == id)
     }
 
-    /// The same with a query set or replaced.
+    /// The same with a query set or replaced. Its zones are this camera's, or those that it has already: a query of the file
+    /// may name zones of another camera.
     pub(super) fn with(&self, query: Query, camera: &config::Camera) -> Result<Self, String> {
         let zones: Vec<&str> = camera.zones.iter().map(|zone| zone.id()).collect();
-        if let Some(unknown) = query.zones.iter().find(|zone| !zones.contains(&zone.as_str())) {
+        let before = self.query(query.id.as_str()).map_or(&[][..], |query| &query.zones);
+        let is_known = |zone: &String| zones.contains(&zone.as_str()) || before.contains(zone);
+        if let Some(unknown) = query.zones.iter().find(|zone| !is_known(zone)) {
             let known = if zones.is_empty() {
                 "none".into()
             } else {
@@ -234,6 +237,21 @@ mod tests {
         let asking = Asking::of_camera(&config.cameras[0], &config, &live);
         let ids: Vec<&str> = asking.queries.iter().map(|q| q.id.as_str()).collect();
         assert_eq!((ids, asking.background), (vec!["blue"], Some(vec!["wall".to_owned()])));
+    }
+
+    #[test]
+    fn a_query_keeps_zones_of_another_camera_that_it_has_from_the_file() {
+        let mut config = config();
+        config.queries[0].zones = vec!["dock".into()];
+        let camera = &config.cameras[0];
+        let asking = Asking::configured(&config);
+        let mut stricter = asking.queries[0].clone();
+        stricter.threshold = Some(0.7);
+        let asking = asking.with(stricter.clone(), camera).unwrap();
+        assert_eq!(asking.queries[0].threshold, Some(0.7));
+        stricter.zones.push("quay".into());
+        let refused = asking.with(stricter, camera).unwrap_err();
+        assert_eq!(refused, "zone \"quay\" found, expected one of this camera's: bay");
     }
 
     #[test]
