@@ -32,6 +32,19 @@ pub fn birth_topic(prefix: &str) -> String {
     format!("{prefix}/status")
 }
 
+/// A component that names its platform alone is removed.
+fn gone(platform: &str) -> Value {
+    json!({"platform": platform})
+}
+
+/// Adds a component of device `id`.
+fn insert(entities: &mut Map<String, Value>, id: &str, name: &str, mut entity: Value) {
+    if entity.as_object().is_some_and(|keys| keys.len() > 1) {
+        entity["unique_id"] = format!("{id}-{name}").into();
+    }
+    entities.insert(format!("{id}-{name}"), entity);
+}
+
 impl Device<'_> {
     /// Id of the device: letters, digits and hyphens.
     fn id(&self) -> String {
@@ -54,10 +67,7 @@ impl Device<'_> {
     pub fn body(&self, topics: &Topics) -> Vec<u8> {
         let id = self.id();
         let mut entities = Map::new();
-        let mut add = |name: &str, mut entity: Value| {
-            entity["unique_id"] = format!("{id}-{name}").into();
-            entities.insert(format!("{id}-{name}"), entity);
-        };
+        let mut add = |name: &str, entity: Value| insert(&mut entities, &id, name, entity);
         for query in self.queries {
             let words = query.as_str().replace('-', " ");
             let count = topics.count(self.camera, query).name;
@@ -82,6 +92,8 @@ impl Device<'_> {
                     json!({"platform": "image", "name": format!("{words} snapshot"), "content_type": "image/jpeg",
                            "image_topic": topics.snapshot(self.camera, query).name}),
                 );
+            } else {
+                add(&format!("{query}-snapshot"), gone("image"));
             }
         }
         for query in self.removed {
@@ -91,10 +103,7 @@ impl Device<'_> {
                 ("active", "sensor"),
                 ("snapshot", "image"),
             ] {
-                if entity != "snapshot" || self.snapshots {
-                    // A component that names its platform alone is removed.
-                    entities.insert(format!("{id}-{query}-{entity}"), json!({"platform": platform}));
-                }
+                add(&format!("{query}-{entity}"), gone(platform));
             }
         }
         self.add_camera(topics, &id, &mut entities);
@@ -113,16 +122,15 @@ impl Device<'_> {
 
     /// Entities of the camera itself.
     fn add_camera(&self, topics: &Topics, id: &str, entities: &mut Map<String, Value>) {
-        let mut add = |name: &str, mut entity: Value| {
-            entity["unique_id"] = format!("{id}-{name}").into();
-            entities.insert(format!("{id}-{name}"), entity);
-        };
+        let mut add = |name: &str, entity: Value| insert(entities, id, name, entity);
         if self.commands {
             add(
                 "detect",
                 json!({"platform": "switch", "name": "detection", "state_topic": topics.detect_state(self.camera).name,
                        "command_topic": topics.detect_set(self.camera).name}),
             );
+        } else {
+            add("detect", gone("switch"));
         }
         add(
             "status",
@@ -182,7 +190,23 @@ mod tests {
             ..device
         };
         let body: Value = serde_json::from_slice(&quiet.body(&Topics::new("samclip").unwrap())).unwrap();
-        assert_eq!(body["components"].as_object().unwrap().len(), 3 + 3 + 3);
+        // What there may have been before is removed.
+        let entities = body["components"].as_object().unwrap();
+        let (left, gone): (Vec<_>, Vec<_>) = entities.iter().partition(|(_, e)| e.get("unique_id").is_some());
+        assert_eq!(left.len(), 3 + 3);
+        let gone: Vec<&str> = gone
+            .into_iter()
+            .map(|(key, _)| key.trim_start_matches("samclipd-1-yard-"))
+            .collect();
+        let expected = [
+            "cat-snapshot",
+            "detect",
+            "dog-active",
+            "dog-count",
+            "dog-present",
+            "dog-snapshot",
+        ];
+        assert_eq!(gone, expected);
         assert!(!body.to_string().contains("/set"));
     }
 }
