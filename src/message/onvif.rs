@@ -2,12 +2,13 @@
 //!
 //! JSON over MQTT as in ONVIF's Analytics Service Specification ("JSON over MQTT") with the mapping of the Core
 //! Specification's Annex E: attributes become `@name`. Coordinates stay pixels; the transformation maps them to ONVIF's
-//! range −1 to 1 with y upwards. Of a mask only the first ring is passed on: ONVIF's polygon has no holes.
+//! range −1 to 1 with y upwards. Of a mask only the largest ring is passed on: ONVIF's polygon is one, without holes.
 
 use serde_json::{Value, json};
 
 use super::payload::{Detection, FrameMessage};
 use super::topic::{CameraId, Qos, Topic};
+use crate::vision::polygon::doubled_area;
 
 /// Where metadata of a camera go.
 #[must_use]
@@ -31,7 +32,8 @@ fn object(detection: &Detection) -> Value {
         "BoundingBox": {"@left": left, "@top": top, "@right": right, "@bottom": bottom},
         "CenterOfGravity": {"@x": middle(left, right), "@y": middle(top, bottom)},
     });
-    if let Some(ring) = detection.polygon.as_ref().and_then(|rings| rings.first()) {
+    let rings = detection.polygon.iter().flatten();
+    if let Some(ring) = rings.max_by_key(|ring| doubled_area(ring)) {
         let points: Vec<Value> = ring.iter().map(|[x, y]| json!({"@x": x, "@y": y})).collect();
         shape["Polygon"] = json!({"Point": points});
     }
@@ -83,6 +85,7 @@ mod tests {
             polygon,
             rle: None,
         };
+        let speck = vec![[600, 220], [610, 220], [610, 225]];
         let ring = vec![[410, 230], [690, 221], [700, 510]];
         FrameMessage {
             schema: SCHEMA.into(),
@@ -95,7 +98,7 @@ mod tests {
             model: "m".into(),
             provider: "p".into(),
             detections: vec![
-                detection(Some("1795467840.3-0000ff"), Some(vec![ring])),
+                detection(Some("1795467840.3-0000ff"), Some(vec![speck, ring])),
                 detection(None, None),
             ],
         }

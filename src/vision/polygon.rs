@@ -16,14 +16,16 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Twice the signed area; positive for outer rings.
+    /// As [`doubled_area`].
     #[must_use]
     pub fn doubled_area(&self) -> i64 {
         doubled_area(&self.points)
     }
 }
 
-fn doubled_area(points: &[[i32; 2]]) -> i64 {
+/// Twice the signed area inside of a closed line; positive for outer rings.
+#[must_use]
+pub fn doubled_area(points: &[[i32; 2]]) -> i64 {
     let next = points.iter().cycle().skip(1);
     points
         .iter()
