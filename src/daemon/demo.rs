@@ -10,15 +10,16 @@ use anyhow::Context;
 
 use crate::clock::Clock;
 use crate::message::payload::DetectStatus;
-use crate::message::topic::{CameraId, QueryId, Topics};
+use crate::message::topic::{CameraId, QueryId, RESERVED_QUERIES, Topics};
 use crate::publish::broker::Broker;
 use crate::publish::mqtt::{Publisher, Settings};
 use crate::vision::frame::CaptureTime;
 
 use super::pictures::write_annotated;
-use super::pipeline::{Detections, Pipeline, QuerySpec};
+use super::pipeline::{Detections, Pipeline};
 use super::report::{MaskOutput, TABLE_HEADER, frame_message, table_rows};
 use super::sample_frames::sample_frames;
+use super::segment::specs;
 
 /// The standard MQTT port; the next free one is used if it is taken.
 const PORT: u16 = 1883;
@@ -119,7 +120,7 @@ pub fn demo(
     stop: &AtomicBool,
     table: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let specs: Vec<_> = options.queries.iter().map(|q| QuerySpec::from_text(q)).collect();
+    let specs = specs(&options.queries, None, &RESERVED_QUERIES);
     pipeline.set_queries(&specs)?;
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     let broker = Broker::start(SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)))?;

@@ -29,12 +29,12 @@ pub struct SegmentOptions {
     pub masks: MaskOutput,
 }
 
-/// Gives every text its own id: repeated ids get a number.
-fn specs(options: &SegmentOptions) -> Vec<QuerySpec> {
-    let mut used = HashSet::new();
+/// A query for every text, each with an id of its own: repeated ids, and those that are `taken`, get a number.
+pub(super) fn specs(texts: &[String], threshold: Option<f32>, taken: &[&str]) -> Vec<QuerySpec> {
+    let mut used: HashSet<String> = taken.iter().map(|&id| id.to_owned()).collect();
     let unique = |text: &String| {
         let mut spec = QuerySpec {
-            threshold: options.threshold,
+            threshold,
             ..QuerySpec::from_text(text)
         };
         let base = spec.id.clone();
@@ -45,7 +45,7 @@ fn specs(options: &SegmentOptions) -> Vec<QuerySpec> {
         }
         spec
     };
-    options.queries.iter().map(unique).collect()
+    texts.iter().map(unique).collect()
 }
 
 /// File names of the results of one picture: its stem, with a number if an earlier one had the same.
@@ -77,7 +77,7 @@ pub fn segment(
     if options.queries.is_empty() {
         bail!("no query; give at least one with --query TEXT");
     }
-    pipeline.set_queries(&specs(options))?;
+    pipeline.set_queries(&specs(&options.queries, options.threshold, &[]))?;
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     writeln!(table, "model {}, provider {}", pipeline.model(), pipeline.provider())?;
     writeln!(table, "{TABLE_HEADER}")?;
@@ -114,4 +114,19 @@ pub fn segment(
         bail!("{}", unreadable.join("\n"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_has_an_id_of_its_own_that_is_not_taken() {
+        let texts = ["Cat", "cat", "frame", "frame 2", "!"].map(str::to_owned);
+        let ids: Vec<String> = specs(&texts, None, &["frame", "query"])
+            .into_iter()
+            .map(|spec| spec.id)
+            .collect();
+        assert_eq!(ids, ["cat", "cat-2", "frame-2", "frame-2-2", "query-2"]);
+    }
 }

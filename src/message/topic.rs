@@ -13,7 +13,7 @@ pub const MAX_ID: usize = 64;
 pub const MAX_PREFIX: usize = 128;
 
 /// Second levels below a camera that are not queries, and words kept for later use.
-const RESERVED_QUERIES: [&str; 6] = ["frame", "status", "detect", "query", "background", "all"];
+pub(crate) const RESERVED_QUERIES: [&str; 6] = ["frame", "status", "detect", "query", "background", "all"];
 
 /// First levels below the prefix that are not cameras, and words kept for later use.
 const RESERVED_CAMERAS: [&str; 4] = ["available", "events", "stats", "all"];
