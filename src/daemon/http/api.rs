@@ -67,6 +67,7 @@ struct CameraShown {
     skipped: u64,
     still: u64,
     lost: u64,
+    corrupt: u64,
     opened: u64,
     background: Vec<String>,
     queries: BTreeMap<String, QueryShown>,
@@ -133,7 +134,8 @@ fn camera_shown(state: &CameraState, seen: Option<&CameraSeen>) -> CameraShown {
         failed,
         skipped: source.skipped,
         still: source.still,
-        lost: source.lost + source.corrupt,
+        lost: source.lost,
+        corrupt: source.corrupt,
         opened: source.opened,
         background: state.background.to_vec(),
         queries: queries

@@ -120,9 +120,15 @@ function newQuery(camera, part, id) {
     query.held = true; // until the daemon has answered, the state does not move it
     showCut(query, Number(query.threshold.value));
   });
+  // No change follows where it is put back to where it was.
+  const letGo = () => setTimeout(() => { query.held = query.held && query.sending > 0; }, 200);
+  for (const end of ["pointerup", "pointercancel", "keyup", "blur"]) query.threshold.addEventListener(end, letGo);
+  query.sending = 0;
   query.threshold.addEventListener("change", async () => {
+    query.sending++;
     const body = { ...query.state.query, threshold: Number(query.threshold.value) };
     await change(camera, `${path(camera)}/queries/${encodeURIComponent(id)}`, body);
+    query.sending--;
     query.held = false;
   });
   part.queries.append(query.root);
@@ -188,7 +194,7 @@ function showCamera(part, id, state) {
     ["Looks by model input", Object.entries(state.looks).map(([side, count]) => `${count} at ${side} px`).join(", ")],
     ["Skipped for newer ones", state.skipped],
     ["Left out, nothing moved", state.still],
-    ["Lost or damaged", state.lost],
+    ["Lost or damaged", state.lost + state.corrupt],
     ["Not processed", state.failed],
     ["Source opened", state.opened],
     ["Age at the end", frame && `${frame.age_ms.toFixed(1)} ms`],
