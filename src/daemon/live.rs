@@ -64,22 +64,28 @@ pub(super) struct LiveState {
 impl LiveState {
     /// Reads what is kept below the state directory; without one, changes end with the program.
     ///
-    /// A file that cannot be understood is set aside under another name, with a warning: the configuration alone holds.
+    /// A file that cannot be understood is set aside under another name, with a warning: the configuration alone holds. One that
+    /// cannot be read stays as it is: it may be good, and changes of this run end with it.
     pub(super) fn read(dir: Option<&Path>) -> Self {
-        let path = dir.map(|dir| dir.join("live.json"));
-        let cameras = path.as_deref().and_then(|path| match read_file(path) {
-            Ok(file) => Some(file.cameras),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => {
-                let aside = path.with_extension("json.refused");
-                let kept = std::fs::rename(path, &aside).is_ok();
-                warn!(path = %path.display(), %error, kept, "live queries are not read; set aside as live.json.refused");
-                None
+        let mut path = dir.map(|dir| dir.join("live.json"));
+        let mut cameras = BTreeMap::new();
+        match path.as_deref().map(read_file) {
+            None => {}
+            Some(Ok(file)) => cameras = file.cameras,
+            Some(Err(Unread::System(error))) if error.kind() == io::ErrorKind::NotFound => {}
+            Some(Err(Unread::System(error))) => {
+                let file = path.take().unwrap_or_default();
+                warn!(path = %file.display(), %error, "live queries are not read, and what is changed now ends with the program");
             }
-        });
+            Some(Err(Unread::Refused(reason))) => {
+                let file = path.clone().unwrap_or_default();
+                let kept = std::fs::rename(&file, file.with_extension("json.refused")).is_ok();
+                warn!(path = %file.display(), reason, kept, "live queries are not read; set aside as live.json.refused");
+            }
+        }
         Self {
             path,
-            cameras: cameras.unwrap_or_default(),
+            cameras,
             open: true,
         }
     }
@@ -99,7 +105,7 @@ impl LiveState {
     /// Keeps the changes of a camera.
     ///
     /// # Errors
-    /// What the system says; they hold until the program ends all the same.
+    /// What the system says, or more than a file may have; they hold until the program ends all the same.
     pub(super) fn keep(&mut self, id: &str, camera: LiveCamera) -> io::Result<()> {
         self.cameras.insert(id.to_owned(), camera);
         let Some(path) = &self.path else { return Ok(()) };
@@ -110,22 +116,37 @@ impl LiveState {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        write_whole(path, &serde_json::to_vec_pretty(&file)?)
+        let bytes = serde_json::to_vec_pretty(&file)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let found = bytes.len();
+            return Err(io::Error::other(format!(
+                "{found} bytes found, expected at most {MAX_FILE_BYTES}"
+            )));
+        }
+        write_whole(path, &bytes)
     }
 }
 
-fn read_file(path: &Path) -> io::Result<LiveFile> {
+/// Why a file is not there for the program.
+enum Unread {
+    /// The system does not give it.
+    System(io::Error),
+    /// It is none of ours.
+    Refused(String),
+}
+
+fn read_file(path: &Path) -> Result<LiveFile, Unread> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)?;
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(Unread::System)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::other(format!("longer than {MAX_FILE_BYTES} bytes")));
+        return Err(Unread::Refused(format!("longer than {MAX_FILE_BYTES} bytes")));
     }
-    let file: LiveFile = serde_json::from_slice(&bytes)?;
+    let file: LiveFile = serde_json::from_slice(&bytes).map_err(|error| Unread::Refused(error.to_string()))?;
     if file.version != VERSION {
         let text = format!("version {} found, expected {VERSION}", file.version);
-        return Err(io::Error::other(text));
+        return Err(Unread::Refused(text));
     }
     Ok(file)
 }
@@ -172,6 +193,40 @@ mod tests {
         let mut live = LiveState::read(None);
         live.keep("yard", changed()).unwrap();
         assert_eq!(live.camera("yard"), changed());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        // As an error of the disk, reading a folder is one of the system.
+        std::fs::create_dir(dir.path().join("live.json")).unwrap();
+        let mut live = LiveState::read(Some(dir.path()));
+        live.keep("a", changed()).unwrap();
+        assert_eq!(live.camera("a"), changed());
+        let left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(left, ["live.json"]);
+    }
+
+    #[test]
+    fn more_than_can_be_read_again_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut live = LiveState::read(Some(dir.path()));
+        live.keep("yard", changed()).unwrap();
+        let background = Some(vec!["x".repeat(9 << 20)]);
+        let refused = live
+            .keep(
+                "gate",
+                LiveCamera {
+                    background,
+                    ..changed()
+                },
+            )
+            .unwrap_err();
+        assert!(refused.to_string().ends_with("expected at most 8388608"), "{refused}");
+        assert_eq!(LiveState::read(Some(dir.path())).camera("yard"), changed());
     }
 
     #[test]
