@@ -88,7 +88,8 @@ pub(crate) enum Command {
     /// Build ahead what the first start would build: TensorRT engines and text embeddings. May be killed and run again.
     #[command(after_help = SEARCH)]
     Prepare {
-        /// Configuration file: its model, runtime and queries; instead of the options below.
+        /// Configuration file: its model, runtime and queries instead of the options below, of which only --cache-dir and --threads
+        /// hold beside it.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "runtime", "provider", "precision", "query"])]
         config: Option<PathBuf>,
         #[command(flatten)]
@@ -100,7 +101,8 @@ pub(crate) enum Command {
     /// Say what was found of what the configured job needs, what is missing and what helps; exit code 0 if it can run.
     #[command(after_help = SEARCH)]
     Doctor {
-        /// Configuration file; without one and without the options below, the default file if it exists.
+        /// Configuration file, beside which only --cache-dir and --threads hold; without one and without the options below, the
+        /// default file if it exists.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "runtime", "provider", "precision"])]
         config: Option<PathBuf>,
         #[command(flatten)]

@@ -149,6 +149,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
                     let config = read_config(&path)?;
                     let mut runtime = runtime_options(&config);
                     runtime.cache = model.runtime.cache_dir.or(runtime.cache);
+                    runtime.threads = model.runtime.threads;
                     PrepareOptions {
                         queries: query_specs(&config.queries),
                         background: config.background,
@@ -232,6 +233,7 @@ fn symptoms(config: Option<PathBuf>, model: &ModelArgs) -> DoctorOptions {
         Some((_, Ok(config))) => {
             let mut runtime = runtime_options(config);
             runtime.cache = model.runtime.cache_dir.clone().or(runtime.cache);
+            runtime.threads = model.runtime.threads;
             (Ok(config.model.clone()), runtime)
         }
         _ => (model.bundle().map_err(|e| e.to_string()), model.runtime.options()),
