@@ -17,7 +17,8 @@ use samclip::daemon::config::Config;
 use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::Pipeline;
 use samclip::daemon::run::{Surroundings, run_with};
-use samclip::message::payload::FrameMessage;
+use samclip::message::event::{EventKind, EventMessage};
+use samclip::message::payload::{DetectStatus, FrameMessage};
 use samclip::message::query::QueryMessage;
 use samclip::publish::broker::Broker;
 use samclip::runtime::{self, Backend, RuntimeError, RuntimeOptions, TextEncoder};
@@ -51,6 +52,11 @@ fn asks(id: &str, prompt: &str) -> Command {
         camera: "yard".into(),
         change: Change::Query { id, query },
     }
+}
+
+fn detects(camera: &str, on: bool) -> Command {
+    let camera = camera.into();
+    Command::SetDetect { camera, on }
 }
 
 fn removes(id: &str) -> Command {
@@ -324,11 +330,64 @@ fn what_was_changed_live_goes_before_the_new_file_as_after_a_restart() {
     let daemon = Daemon::start(dir.path(), &more);
     until("the sea is seen", || daemon.count("yard", "sea") == Some(1));
     assert_eq!(queries(&daemon), ["green", "sea"]);
+    assert_eq!(daemon.ask(detects("yard", false)), Ok(Reply::Done));
+    assert!(!daemon.board.now().cameras["yard"].detect);
     // Without any door nobody could take the changes back.
-    drop(daemon);
-    let daemon = Daemon::start(dir.path(), &more.replace(door, NO_BUS));
+    let closed = more.replace(door, NO_BUS);
+    assert_eq!(reload(&daemon, &closed), Ok(Reply::Done));
     until("red is seen", || daemon.count("yard", "red") == Some(1));
     assert_eq!(queries(&daemon), ["green", "red"]);
+    drop(daemon);
+    let daemon = Daemon::start(dir.path(), &closed);
+    until("red is seen", || daemon.count("yard", "red") == Some(1));
+    assert_eq!(queries(&daemon), ["green", "red"]);
+}
+
+#[test]
+fn things_end_by_the_words_they_were_found_by_and_an_empty_mask_is_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let broker = broker();
+    let text = config_text(dir.path(), &format!("[output]\nmask = true\n{}", mqtt(&broker)));
+    let messages = collected(&broker, || {
+        let daemon = Daemon::start(dir.path(), &text);
+        until("red is seen", || daemon.count("yard", "red") == Some(1));
+        assert_eq!(daemon.ask(asks("red", "blue")), Ok(Reply::Done));
+        until("blue is seen", || daemon.count("yard", "red") == Some(1));
+        assert_eq!(daemon.ask(removes("red")), Ok(Reply::Done));
+    });
+    let events = messages.iter().filter(|m| m.0 == "samclip/events");
+    let events: Vec<EventMessage> = events.map(|m| EventMessage::decode(&m.1).unwrap()).collect();
+    let ends = events.iter().filter(|event| event.kind == EventKind::End);
+    let words: Vec<[&str; 2]> = ends
+        .map(|end| [&end.before, &end.after].map(|thing| thing.x_mask.prompt.as_str()))
+        .collect();
+    assert_eq!(words, [["red"; 2], ["blue"; 2]]);
+    let masks = messages.iter().filter(|m| m.0 == "samclip/yard/red/mask");
+    let shows = |body: &[u8]| {
+        let mask = image::load_from_memory(body).unwrap().into_luma8();
+        assert_eq!(mask.dimensions(), (131, 97));
+        mask.pixels().any(|pixel| pixel.0[0] > 0)
+    };
+    let shows: Vec<bool> = masks.map(|m| shows(&m.1)).collect();
+    assert!(shows[0] && !shows[shows.len() - 1], "{shows:?}");
+}
+
+#[test]
+fn detection_that_is_switched_on_again_does_not_bring_a_camera_back() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let clip = format!(
+        "[[camera]]\nid = \"clip\"\nsource = \"dir://{}/frames\"\n{NO_BUS}",
+        dir.path().display()
+    );
+    let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &clip));
+    let status = || daemon.board.now().cameras["clip"].status;
+    until("the clip has ended", || status() == Some(DetectStatus::Offline));
+    for (on, expected) in [(false, DetectStatus::Disabled), (true, DetectStatus::Offline)] {
+        assert_eq!(daemon.ask(detects("clip", on)), Ok(Reply::Done));
+        assert_eq!(status(), Some(expected));
+    }
 }
 
 #[test]

@@ -90,17 +90,24 @@ impl Service<'_> {
         let moved = (&before.source, before.fps, &before.controls, self.side(before))
             != (&camera.source, camera.fps, &camera.controls, side);
         station.adopt(camera, side, config, prepared, &self.outlet);
+        // Where nothing may be changed any more, what was switched off could not be switched on.
+        let detect = self.live.camera(camera.id.as_str()).detect;
+        if detect != station.detects() {
+            station.detect(detect, &self.outlet);
+        }
         feed.attention().set_rules(camera.motion);
         feed.attention().want_next();
         if moved {
             info!(camera = %camera.id, "camera has another source");
             self.outlet.show(camera, station.detects());
             station.gone(&self.outlet);
-            self.expect_nothing(feed.slot());
-            self.health.forget(feed.slot());
+            let slot = feed.slot();
+            self.expect_nothing(slot);
+            feed.intake().count_skipped(self.latest.dropped(slot));
             let (intake, attention) = (Arc::clone(feed.intake()), Arc::clone(feed.attention()));
             let before = Some((feed.end(&self.latest), intake));
             feed = Feed::start(camera, side, &self.latest, self.clock, attention, before)?;
+            self.health.move_to(slot, feed.slot());
         }
         if untold {
             station.say_all(&self.outlet);

@@ -51,6 +51,13 @@ impl Health {
         }
     }
 
+    /// What was counted of a slot is another one's from now on.
+    pub(super) fn move_to(&mut self, from: usize, to: usize) {
+        if let Some(frames) = self.frames.remove(&from) {
+            self.frames.insert(to, frames);
+        }
+    }
+
     /// A slot is used no more.
     pub(super) fn forget(&mut self, slot: usize) {
         self.frames.remove(&slot);

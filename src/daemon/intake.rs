@@ -25,6 +25,11 @@ impl Intake {
         self.passed.fetch_add(losses.passed, Ordering::Relaxed);
     }
 
+    /// Frames were skipped in a slot of the hand-off that is given back.
+    pub(super) fn count_skipped(&self, frames: u64) {
+        self.passed.fetch_add(frames, Ordering::Relaxed);
+    }
+
     /// The source was opened, `again` after it had failed.
     pub(super) fn count_opening(&self, again: bool) {
         self.opened.fetch_add(1, Ordering::Relaxed);

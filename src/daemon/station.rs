@@ -3,7 +3,7 @@
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use crate::message::query::QuerySource;
 use crate::message::topic::{CameraId, QueryId};
 use crate::track::scene::{Count, Scene, SceneRules, ThingRules};
 use crate::vision::frame::Frame;
+use crate::vision::geometry::FrameSize;
 
 use super::asking::{Asking, state_of};
 use super::commands::{Answer, Refusal};
@@ -57,8 +58,10 @@ pub(super) struct Station {
     counts: BTreeMap<QueryId, Count>,
     /// The queries that were deleted last, oldest first, at most [`REMEMBERED`].
     removed: VecDeque<QueryId>,
-    /// Queries whose mask topic shows something.
-    masked: BTreeSet<QueryId>,
+    /// Queries whose mask topic shows something, and the size of the frame that it was of.
+    masked: BTreeMap<QueryId, FrameSize>,
+    /// Whether the camera gives no frames.
+    away: bool,
     /// When the next frame message may go out, on the monotonic clock.
     next_frame: Duration,
     /// Who waits for a picture of the next frame.
@@ -85,9 +88,9 @@ fn thing_rules(asking: &Asking, query: &str) -> ThingRules {
 impl Station {
     /// `side` is that of the full size of its frames, pixels.
     pub(super) fn new(camera: &config::Camera, side: usize, config: &Config, prepared: Prepared) -> Self {
-        // Ids of tracks must not repeat between cameras.
-        let mut hasher = DefaultHasher::new();
-        camera.id.hash(&mut hasher);
+        // Ids of tracks must not repeat between cameras, boards of the same camera ids, and runs that begin at the same time by a
+        // clock that is not set yet.
+        let seed = RandomState::new().hash_one(&camera.id);
         Self {
             camera: camera.clone(),
             asking: prepared.asking,
@@ -95,12 +98,13 @@ impl Station {
             asked: prepared.asked,
             detects: true,
             schedule: Schedule::new(side, camera.sizes),
-            scene: Scene::new(hasher.finish(), camera.zones.clone(), scene_rules(config)),
+            scene: Scene::new(seed, camera.zones.clone(), scene_rules(config)),
             output: config.output,
             status: None,
             counts: BTreeMap::new(),
             removed: VecDeque::new(),
-            masked: BTreeSet::new(),
+            masked: BTreeMap::new(),
+            away: false,
             next_frame: Duration::ZERO,
             waiting: Vec::new(),
             still: 0,
@@ -163,12 +167,15 @@ impl Station {
     /// Switches detection; off ends all things.
     pub(super) fn detect(&mut self, on: bool, outlet: &Outlet) {
         self.detects = on;
-        if on && self.status == Some(DetectStatus::Disabled) {
+        if on && self.away {
+            self.say(DetectStatus::Offline, outlet);
+        } else if on && self.status == Some(DetectStatus::Disabled) {
             // `online` again with the next frame.
             self.status = None;
         }
         if !on {
             self.end(|_| true, outlet);
+            self.clear_masks(|_| true, outlet);
             self.say(DetectStatus::Disabled, outlet);
             self.refuse_pictures("detection of this camera was switched off", outlet);
         }
@@ -191,16 +198,17 @@ impl Station {
         self.next_frame = Duration::ZERO;
         self.configured = Asking::configured(config);
         self.ask(prepared, outlet);
+        if !self.output.mask {
+            self.clear_masks(|_| true, outlet);
+        }
     }
 
     /// Asks something else from the next frame on, and withdraws what is asked no more.
     pub(super) fn ask(&mut self, prepared: Prepared, outlet: &Outlet) {
         let Prepared { asking, asked } = prepared;
-        let before = std::mem::replace(&mut self.asking, asking);
-        self.asked = asked;
         let mut over = BTreeSet::new();
-        for old in &before.queries {
-            match self.asking.query(old.id.as_str()) {
+        for old in &self.asking.queries {
+            match asking.query(old.id.as_str()) {
                 Some(new) if new.prompts == old.prompts => {}
                 // What was found by other words is another thing.
                 Some(_) => drop(over.insert(old.id.to_string())),
@@ -210,14 +218,18 @@ impl Station {
                 }
             }
         }
+        // Things end with the words that they were found by.
         self.end(|query| over.contains(query), outlet);
+        let before = std::mem::replace(&mut self.asking, asking);
+        self.asked = asked;
+        self.clear_masks(|id| over.contains(id.as_str()), outlet);
+        self.tell(&[], outlet);
         self.removed.retain(|id| self.asking.query(id.as_str()).is_none());
         let many = self.removed.len().saturating_sub(REMEMBERED);
         self.removed.drain(..many);
         for old in before.queries.iter().filter(|old| over.contains(old.id.as_str())) {
             if self.asking.query(old.id.as_str()).is_none() {
                 self.counts.remove(&old.id);
-                self.masked.remove(&old.id);
                 outlet.forget(&self.camera.id, &old.id);
             }
         }
@@ -297,7 +309,9 @@ impl Station {
 
     /// The camera gives no frames any more.
     pub(super) fn gone(&mut self, outlet: &Outlet) {
+        self.away = true;
         self.end(|_| true, outlet);
+        self.clear_masks(|_| true, outlet);
         self.schedule.forget();
         self.say(DetectStatus::Offline, outlet);
         self.refuse_pictures(NO_FRAMES, outlet);
@@ -305,6 +319,7 @@ impl Station {
 
     /// The camera gives frames while detection is off.
     pub(super) fn idle(&mut self, outlet: &Outlet) {
+        self.away = false;
         self.say(DetectStatus::Disabled, outlet);
     }
 }

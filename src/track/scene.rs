@@ -288,10 +288,11 @@ impl Scene {
         changes
     }
 
-    /// How many things of a query were told of and are still there.
+    /// How many things of a query were told of and are still there, in one of `zones` if there are any.
     #[must_use]
-    pub fn count(&self, query: &str) -> Count {
-        let told = self.stories.values().filter_map(|story| story.told.as_ref());
+    pub fn count(&self, query: &str, zones: &[String]) -> Count {
+        let there = self.stories.values().filter(|story| story.is_in(zones));
+        let told = there.filter_map(|story| story.told.as_ref());
         let mut count = Count::default();
         for (thing, _) in told.filter(|(thing, _)| thing.query == query) {
             count.all += 1;
@@ -335,6 +336,11 @@ impl Story {
         }
     }
 
+    /// Whether the thing is in one of `zones`; no zones are the whole picture.
+    fn is_in(&self, zones: &[String]) -> bool {
+        zones.is_empty() || self.current.iter().any(|zone| zones.contains(zone))
+    }
+
     fn thing(&self, track: &Track, stationary: bool, tolerance: f32) -> Thing {
         Thing {
             id: track.id.clone(),
@@ -368,9 +374,9 @@ impl Story {
     /// What there is to tell of the track at `at`, if anything.
     fn change(&mut self, track: &Track, at: CaptureTime, own: &ThingRules, all: &SceneRules) -> Option<Change> {
         let stationary = at.monotonic.saturating_sub(self.place_since.monotonic) >= all.stationary;
+        let there = self.is_in(&own.zones);
         let kind = match &self.told {
             None => {
-                let there = own.zones.is_empty() || self.current.iter().any(|zone| own.zones.contains(zone));
                 if !track.confirmed || !there {
                     return None;
                 }
@@ -384,7 +390,10 @@ impl Story {
                 if !(turned || since >= all.keep_alive || (since >= all.update && (better || moved))) {
                     return None;
                 }
-                ChangeKind::Update { better }
+                // Out of its zones it is told of, and no picture is made of it.
+                ChangeKind::Update {
+                    better: better && there,
+                }
             }
         };
         let after = self.thing(track, stationary, all.tolerance);
@@ -482,17 +491,17 @@ mod tests {
     fn a_thing_begins_once_it_counts_and_ends_after_it_was_last_seen() {
         let (mut scene, rules) = (scene(), ThingRules::default());
         assert_eq!(see(&mut scene, 0, Some(10), 0.5, &rules), []);
-        assert_eq!(scene.count("box"), Count::default());
+        assert_eq!(scene.count("box", &[]), Count::default());
         let told = see(&mut scene, 100, Some(10), 0.5, &rules);
         assert_eq!(kinds(&told), [ChangeKind::New]);
         assert_eq!((told[0].after.start, told[0].after.seen), (at(0), at(100)));
         assert_eq!(told[0].after.polygon, [[[30, 10], [30, 30], [10, 30], [10, 10]]]);
-        assert_eq!(scene.count("box"), Count { all: 1, active: 1 });
+        assert_eq!(scene.count("box", &[]), Count { all: 1, active: 1 });
         assert_eq!(see(&mut scene, 1_000, None, 0.0, &rules), []);
         let told = see(&mut scene, 3_200, None, 0.0, &rules);
         assert_eq!(kinds(&told), [ChangeKind::End]);
         assert!(told[0].after.ended && !told[0].before.ended && told[0].after.seen == at(100));
-        assert_eq!(scene.count("box"), Count::default());
+        assert_eq!(scene.count("box", &[]), Count::default());
     }
 
     #[test]
@@ -509,7 +518,7 @@ mod tests {
             told,
             [(1, ChangeKind::New, false), (100, same, true), (700, same, true)]
         );
-        assert_eq!(scene.count("box"), Count { all: 1, active: 0 });
+        assert_eq!(scene.count("box", &[]), Count { all: 1, active: 0 });
     }
 
     #[test]
@@ -540,6 +549,7 @@ mod tests {
         };
         let mut told = Vec::new();
         // At x = 40 half of it is inside.
+        let mut counted = Vec::new();
         for (i, x) in [30, 36, 40, 44, 50, 50, 50, 50, 42, 34].into_iter().enumerate() {
             for change in see(&mut scene, 1_000 * i as u64, Some(x), 0.5, &rules) {
                 told.push((
@@ -549,7 +559,10 @@ mod tests {
                     change.after.entered_zones.len(),
                 ));
             }
+            counted.push(scene.count("box", &rules.zones).all);
         }
+        assert_eq!(counted, [0, 0, 0, 0, 1, 1, 1, 1, 1, 0]);
+        assert_eq!(scene.count("box", &[]).all, 1, "it is still there");
         assert_eq!(told[0], (4, ChangeKind::New, 1, 1));
         assert_eq!(*told.last().unwrap(), (9, ChangeKind::Update { better: false }, 0, 1));
     }
@@ -564,7 +577,7 @@ mod tests {
         for i in 0..50 {
             assert_eq!(see(&mut scene, 100 * i, Some(20), 0.9, &rules), []);
         }
-        assert_eq!(scene.count("box"), Count::default());
+        assert_eq!(scene.count("box", &[]), Count::default());
         assert_eq!(scene.end(|_| true), []);
     }
 
@@ -629,6 +642,6 @@ mod tests {
         }
         let told = scene.end(|query| query == "cat");
         assert_eq!((told.len(), told[0].after.query.as_str()), (1, "cat"));
-        assert_eq!((scene.count("cat").all, scene.count("dog").all), (0, 1));
+        assert_eq!((scene.count("cat", &[]).all, scene.count("dog", &[]).all), (0, 1));
     }
 }

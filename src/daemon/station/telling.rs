@@ -12,14 +12,17 @@ use crate::daemon::pipeline::{Detections, Pipeline};
 use crate::daemon::report::{MaskOutput, clip, frame_message, mask_png, query_mask};
 use crate::message::event::{EventKind, EventMessage, MaskOutline, TrackedThing};
 use crate::message::payload::DetectStatus;
+use crate::message::topic::QueryId;
 use crate::track::scene::{Change, ChangeKind, Sighting, Thing};
 use crate::track::tracker::Observed;
+use crate::vision::mask::BinaryMask;
 
 use super::{SNAPSHOT, Station, thing_rules};
 
 impl Station {
     /// Tracks what was found on a frame and tells of it.
     pub(in crate::daemon) fn observe(&mut self, pipeline: &Pipeline, found: &Detections, now: Moment, outlet: &Outlet) {
+        self.away = false;
         self.say(DetectStatus::Online, outlet);
         self.give_pictures(pipeline, found, outlet);
         let specs = pipeline.queries();
@@ -60,7 +63,7 @@ impl Station {
     }
 
     /// Sends events, and counts that changed.
-    fn tell(&mut self, changes: &[Change], outlet: &Outlet) {
+    pub(super) fn tell(&mut self, changes: &[Change], outlet: &Outlet) {
         for change in changes {
             match self.event(change).encode() {
                 Ok(body) => outlet.event(body),
@@ -68,7 +71,7 @@ impl Station {
             }
         }
         for query in &self.asking.queries {
-            let count = self.scene.count(query.id.as_str());
+            let count = self.scene.count(query.id.as_str(), &query.zones);
             if self.counts.insert(query.id.clone(), count) != Some(count) {
                 outlet.count(self.id(), &query.id, count.all, count.active);
             }
@@ -150,9 +153,9 @@ impl Station {
             for (index, query) in self.asking.queries.iter().enumerate() {
                 let shows = found.masks.iter().any(|m| m.query == index);
                 let showed = if shows {
-                    !self.masked.insert(query.id.clone())
+                    self.masked.insert(query.id.clone(), found.size).is_some()
                 } else {
-                    self.masked.remove(&query.id)
+                    self.masked.remove(&query.id).is_some()
                 };
                 // One empty mask after the last: subscribers see that nothing is left.
                 if shows || showed {
@@ -161,6 +164,16 @@ impl Station {
                         Err(error) => warn!(camera = %self.id(), query = %query.id, %error, "mask not published"),
                     }
                 }
+            }
+        }
+    }
+
+    /// Empty masks in place of the last ones of the queries of which `over` holds: no frame will replace them.
+    pub(super) fn clear_masks(&mut self, over: impl Fn(&QueryId) -> bool, outlet: &Outlet) {
+        for (query, size) in self.masked.extract_if(.., |query, _| over(query)) {
+            match mask_png(&BinaryMask::empty(size)) {
+                Ok(body) => outlet.mask(&self.camera.id, &query, body),
+                Err(error) => warn!(camera = %self.camera.id, %query, %error, "mask not published"),
             }
         }
     }
