@@ -14,7 +14,7 @@ require ${BPN}-crates.inc
 
 SRC_URI += "file://run-ptest"
 
-inherit cargo cargo-update-recipe-crates externalsrc ptest systemd useradd
+inherit cargo cargo-update-recipe-crates externalsrc features_check ptest systemd useradd
 
 # the source tree that this layer lies in
 EXTERNALSRC = "${@os.path.normpath(d.getVar('THISDIR') + '/../../../..')}"
@@ -26,6 +26,12 @@ EXTERNALSRC_SYMLINKS = ""
 UNPACKDIR ??= "${WORKDIR}"
 
 CARGO_BUILD_FLAGS += "--bin samclipd"
+# systemd starts the daemon again, all of it; a thread that is gone would stay away
+export CARGO_PROFILE_RELEASE_PANIC = "abort"
+
+# the bindings to V4L2 are of these
+COMPATIBLE_HOST = "(aarch64|x86_64).*-linux"
+REQUIRED_DISTRO_FEATURES = "systemd"
 
 SYSTEMD_SERVICE:${PN} = "samclipd.service"
 # the owner of the image first says which camera and broker
@@ -45,6 +51,8 @@ do_install() {
     install -D -m 0644 "${S}/systemd/org.samclip.Daemon1.conf" "${D}${datadir}/dbus-1/system.d/org.samclip.Daemon1.conf"
     install -D -m 0644 "${S}/systemd/org.samclip.Daemon1.service" "${D}${datadir}/dbus-1/system-services/org.samclip.Daemon1.service"
     install -D -m 0644 "${S}/dbus/org.samclip.Daemon1.xml" "${D}${datadir}/dbus-1/interfaces/org.samclip.Daemon1.xml"
+    install -d "${D}${datadir}/samclip/schemas"
+    install -m 0644 "${S}"/src/message/schemas/*.json "${D}${datadir}/samclip/schemas/"
     install -D -m 0644 "${S}/systemd/org.samclip.policy" "${D}${datadir}/polkit-1/actions/org.samclip.policy"
 }
 
@@ -53,9 +61,9 @@ do_install_ptest() {
 }
 
 # without polkit, root and the group samclip may change queries
-FILES:${PN} += "${datadir}/dbus-1 ${datadir}/polkit-1"
+FILES:${PN} += "${datadir}/dbus-1 ${datadir}/polkit-1 ${datadir}/samclip/schemas"
 
 CONFFILES:${PN} = "${sysconfdir}/samclip/samclipd.toml"
 
 RDEPENDS:${PN}-ptest += "samclip-model-nano"
-RRECOMMENDS:${PN} += "samclip-model-nano"
+RRECOMMENDS:${PN} += "ca-certificates samclip-model-nano"
