@@ -150,7 +150,9 @@ fn a_thing_that_crosses_the_picture_is_one_track_from_new_to_end() {
     let greener = |p: &&Rgb<u8>| p[1] > p[0].saturating_add(60);
     assert!(snapshot.pixels().filter(greener).count() > 100);
     let masks = bodies(&messages, "samclip/yard/red/mask");
-    assert_eq!(masks.len(), 7);
+    assert_eq!(masks.len(), 7 + 1, "an empty one comes at the end");
+    let last = image::load_from_memory(masks[7]).unwrap().into_luma8();
+    assert!(last.dimensions() == (131, 97) && last.pixels().all(|p| p[0] == 0));
     let mask = image::load_from_memory(masks[0]).unwrap().into_luma8();
     assert_eq!(
         mask.pixels().filter(|p| p[0] == 255).count() as u64,

@@ -96,6 +96,11 @@ impl Clip {
                         self.skip("last frame is cut short");
                         return Ok(None);
                     }
+                    Next::Damaged(message) if self.frames_this_round == 0 => return Err(content(message)),
+                    Next::Damaged(message) => {
+                        self.skip(&message);
+                        return Ok(None);
+                    }
                 };
                 let mut frame = picture::rgb_frame(header.size, bytes);
                 (frame.format, frame.stride) = (header.format, header.format.row_bytes(header.size.width()));
@@ -271,6 +276,20 @@ mod tests {
         assert_eq!((bytes, source.losses().corrupt), ([b"ab"; 3].map(|b| b.to_vec()), 2));
         let (_dir, mut source) = opened("clip.y4m", &clip[..34], "?loop");
         assert!(source.next_frame().unwrap_err().to_string().contains("no frame"));
+    }
+
+    #[test]
+    fn a_y4m_clip_that_is_damaged_ends_or_loops_where_that_is() {
+        let clip = b"YUV4MPEG2 W2 H1 F5:1 Cmono\nFRAME\nabFRAMES\ncdFRAME\nef";
+        let (_dir, mut source) = opened("clip.y4m", clip, "");
+        assert_eq!(source.next_frame().unwrap().unwrap().bytes, b"ab");
+        assert!(source.next_frame().unwrap().is_none());
+        assert_eq!(source.losses().corrupt, 1);
+        let (_dir, mut source) = opened("clip.y4m", clip, "?loop");
+        let bytes = [0; 3].map(|_| source.next_frame().unwrap().unwrap().bytes);
+        assert_eq!((bytes, source.losses().corrupt), ([b"ab"; 3].map(|b| b.to_vec()), 2));
+        let (_dir, mut source) = opened("clip.y4m", b"YUV4MPEG2 W2 H1 F5:1 Cmono\nframe\nab", "");
+        assert!(source.next_frame().unwrap_err().to_string().contains("\"frame\""));
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub(super) enum Next {
     Frame(Vec<u8>),
     /// The stream ends within a frame.
     CutShort,
+    /// This lies where a frame should begin: where the next one begins is not known.
+    Damaged(String),
     End,
 }
 
@@ -98,10 +100,10 @@ pub(super) fn read_frame(reader: &mut impl BufRead, header: &Header) -> Result<N
         return Ok(Next::CutShort);
     }
     if text != "FRAME" && !text.starts_with("FRAME ") {
-        return Err(format!(
+        return Ok(Next::Damaged(format!(
             "found {:?} where a frame should begin",
             text.chars().take(20).collect::<String>()
-        ));
+        )));
     }
     let mut bytes = vec![0; header.format.frame_bytes(header.size.width(), header.size.height())];
     match reader.read_exact(&mut bytes) {
@@ -148,8 +150,11 @@ mod tests {
             assert_eq!(next, Next::CutShort, "{end}");
         }
         assert_eq!(read_frame(&mut &stream[..0], &header).unwrap(), Next::End);
-        let error = read_frame(&mut &b"FR\nFRAME\nabcdef"[..], &header).unwrap_err();
-        assert!(error.contains("\"FR\""), "{error}");
+        let next = read_frame(&mut &b"FR\nFRAME\nabcdef"[..], &header).unwrap();
+        assert!(
+            matches!(&next, Next::Damaged(text) if text.contains("\"FR\"")),
+            "{next:?}"
+        );
     }
 
     #[test]
