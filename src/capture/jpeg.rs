@@ -91,6 +91,9 @@ fn has_huffman_tables(bytes: &[u8]) -> bool {
     true
 }
 
+/// Most bytes of a decoded picture: a header alone asks for them.
+const LARGEST_DECODED: usize = 1 << 30;
+
 /// Decodes one picture of a motion JPEG stream to packed RGB.
 ///
 /// Huffman tables may be missing, and so may the end marker: cameras leave out both. A picture that ends too early is an
@@ -108,6 +111,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(FrameSize, Vec<u8>), String> {
         Cow::Owned([&bytes[..2], MOTION_JPEG, &bytes[2..]].concat())
     };
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(completed.as_ref()), options);
+    decoder.decode_headers().map_err(|e| e.to_string())?;
+    let bytes = decoder.output_buffer_size().unwrap_or(0);
+    if bytes > LARGEST_DECODED {
+        return Err(format!(
+            "JPEG of {bytes} bytes when decoded, expected at most {LARGEST_DECODED}"
+        ));
+    }
     let pixels = decoder.decode().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions().ok_or("JPEG without a frame header")?;
     let side = |s: usize| u32::try_from(s).unwrap_or(0);

@@ -66,14 +66,25 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Frame, String> {
     Ok(rgb_frame(size, rgb.into_raw()))
 }
 
+/// Most bytes of a picture before it is converted to RGB.
+const LARGEST_DECODED: u64 = 1 << 30;
+
 fn decode_upright(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, String> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_image_width = Some(FrameSize::LARGEST_SIDE);
     limits.max_image_height = Some(FrameSize::LARGEST_SIDE);
-    limits.max_alloc = Some(1 << 30);
+    limits.max_alloc = Some(LARGEST_DECODED);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(|e| format!("{format:?} header: {e}"))?;
+    // The limits are for what decoders need beside the picture itself.
+    if decoder.total_bytes() > LARGEST_DECODED {
+        let (width, height) = decoder.dimensions();
+        return Err(format!(
+            "{format:?} of {width} × {height} needs {} bytes, expected at most {LARGEST_DECODED}; make it smaller",
+            decoder.total_bytes()
+        ));
+    }
     let orientation = decoder
         .orientation()
         .unwrap_or(image::metadata::Orientation::NoTransforms);
@@ -143,6 +154,35 @@ pub(super) mod tests {
             for keep in [0, 1, 7, 20, whole.len() / 2, whole.len() - 3] {
                 assert!(decode(&whole[..keep]).is_err(), "{format:?} {keep} of {}", whole.len());
             }
+        }
+    }
+
+    #[test]
+    fn a_small_file_of_a_picture_beyond_the_limit_is_refused_by_its_header() {
+        let chunk = |name: &[u8; 4], data: &[u8]| {
+            let named = [&name[..], data].concat();
+            let mut sum = flate2::Crc::new();
+            sum.update(&named);
+            let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+            [&length[..], &named, &sum.sum().to_be_bytes()].concat()
+        };
+        let side = 30_000_u32.to_be_bytes();
+        let header = [&side[..], &side, &[8, 2, 0, 0, 0]].concat();
+        let png = [
+            b"\x89PNG\r\n\x1a\n".to_vec(),
+            chunk(b"IHDR", &header),
+            chunk(b"IDAT", &[0x78, 0x9c, 3, 0, 0, 0, 0, 1]),
+            chunk(b"IEND", &[]),
+        ];
+        let mut jpeg = encoded(64, 48, 90, ImageFormat::Jpeg);
+        let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0x75, 0x30, 0x75, 0x30]);
+        for error in [
+            decode(&png.concat()).unwrap_err(),
+            decode(&jpeg).unwrap_err(),
+            jpeg::decode(&jpeg).unwrap_err(),
+        ] {
+            assert!(error.contains("expected at most 1073741824"), "{error}");
         }
     }
 
