@@ -173,7 +173,7 @@ impl GraphSession for Zeros {
 
 #[test]
 fn the_text_encoder_is_open_only_between_a_text_and_its_release() {
-    let (_dir, bundle) = bundle();
+    let (dir, bundle) = bundle();
     let opens = Arc::new(AtomicUsize::new(0));
     let opened = Opened {
         provider: "zeros".into(),
@@ -197,6 +197,14 @@ fn the_text_encoder_is_open_only_between_a_text_and_its_release() {
     engine.text.release();
     engine.text.release();
     engine.text.embed(&[vec![1; 77]]).unwrap();
+    assert_eq!(count(), 2);
+    engine.text.release();
+    std::fs::write(dir.path().join("text_encoder.onnx"), "of another bundle").unwrap();
+    let error = engine.text.embed(&[vec![1; 77]]).unwrap_err().to_string();
+    assert!(
+        error.contains("text_encoder.onnx: SHA-256 is ") && error.contains("another model lies there"),
+        "{error}"
+    );
     assert_eq!(count(), 2);
 }
 

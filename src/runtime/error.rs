@@ -15,6 +15,19 @@ pub enum RuntimeError {
     /// No variant of the graphs fits.
     #[error(transparent)]
     Precision(#[from] PrecisionError),
+    /// A graph is another one than when the bundle was opened.
+    #[error(
+        "{path}: SHA-256 is {found}, it was {expected} when the model was opened; another model lies there now, restart the program",
+        path = path.display()
+    )]
+    Replaced {
+        /// Which file.
+        path: PathBuf,
+        /// Its hash.
+        found: String,
+        /// Its hash in the manifest of the bundle that is open.
+        expected: String,
+    },
     /// The back end refuses the graph.
     #[error("{path}: {backend} cannot open the graph: {message}", path = path.display())]
     Open {

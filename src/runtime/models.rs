@@ -7,7 +7,7 @@ use super::graph::{Graph, GraphSession, Values};
 use super::precision::full_precision;
 use super::text_tower::TextTower;
 use super::{Engine, ImageEncoder, MaskDecoder, RuntimeError, SizedGraphs};
-use crate::contract::{Bundle, BundleError, DecoderSpec, EncoderSpec, GraphKind, GraphSpec, Precision};
+use crate::contract::{Bundle, BundleError, DecoderSpec, EncoderSpec, GraphKind, GraphSpec, Precision, hash_file};
 use crate::vision::features::Features;
 use crate::vision::query::DecoderPrompt;
 use crate::vision::refine::{DecodedPrompt, MASKS_PER_PROMPT};
@@ -184,9 +184,21 @@ pub fn open_with(
     let further = further.collect::<Result<_, RuntimeError>>()?;
     let manifest = &bundle.manifest;
     let words = full_precision(&manifest.precision).unwrap_or(opened.precision);
-    let text_path = bundle.dir.join(words.file(GraphKind::TextEncoder));
+    let name = words.file(GraphKind::TextEncoder);
+    let text_path = bundle.dir.join(name);
+    let expected = manifest.files.get(name).cloned();
     let text_spec = manifest.graph_spec(GraphKind::TextEncoder);
-    let text = TextTower::new(manifest, move || open(&text_spec, &text_path));
+    // It is opened whenever there is a new text, and the folder may hold another bundle by then.
+    let text = TextTower::new(manifest, move || {
+        if let Some(expected) = &expected {
+            let found = hash_file(&text_path)?;
+            if found != *expected {
+                let (path, expected) = (text_path.clone(), expected.clone());
+                return Err(RuntimeError::Replaced { path, found, expected });
+            }
+        }
+        open(&text_spec, &text_path)
+    });
     Ok(Engine {
         encoder,
         decoder,
