@@ -21,6 +21,8 @@ impl Bench {
         std::fs::create_dir(&model).unwrap();
         tiny::write(&model);
         std::fs::create_dir(dir.path().join("frames")).unwrap();
+        let picture = image::RgbImage::from_pixel(64, 48, image::Rgb([230, 20, 20]));
+        picture.save(dir.path().join("frames/0.png")).unwrap();
         Self { dir }
     }
 
@@ -344,7 +346,7 @@ fn doctor_finds_a_job_that_can_run() {
             "1 cameras, 1 queries",
             "colours@",
             "provider tract-cpu",
-            "yard: dir://",
+            "/frames: 64x48",
             "accepts the connection",
             "the configured job can run",
         ],
@@ -359,7 +361,7 @@ fn doctor_names_everything_that_is_missing_with_a_remedy() {
         listener.local_addr().unwrap().port()
     };
     let config = bench.config("library = \"/nowhere/libonnxruntime.so\"", &mqtt(closed));
-    std::fs::remove_dir(bench.path("frames")).unwrap();
+    std::fs::remove_dir_all(bench.path("frames")).unwrap();
     std::fs::remove_file(bench.path("model/encoder.onnx")).unwrap();
     let mut parts = vec![
         "encoder.onnx",
@@ -372,6 +374,22 @@ fn doctor_names_everything_that_is_missing_with_a_remedy() {
         parts.extend(["/nowhere/libonnxruntime.so: not there", "set SAMCLIP_ORT_LIB"]);
     }
     bench.run(&["doctor", "--config", &config]).says(1, &parts);
+}
+
+#[test]
+fn doctor_looks_into_files_and_folders() {
+    let bench = Bench::new();
+    let config = bench.config("engine = \"tract\"", "");
+    let frames = bench.path("frames");
+    bench.run(&["doctor", "--config", &config]).says(0, &["/frames: 64x48"]);
+    std::fs::write(frames.join("0.png"), "no picture").unwrap();
+    bench
+        .run(&["doctor", "--config", &config])
+        .says(1, &["frames", "its files"]);
+    std::fs::remove_file(frames.join("0.png")).unwrap();
+    bench
+        .run(&["doctor", "--config", &config])
+        .says(1, &["frames", "its files"]);
 }
 
 #[cfg(feature = "http")]

@@ -4,9 +4,11 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::capture::{Scheme, SourceUri};
+use crate::clock::SystemClock;
 use crate::contract::{Bundle, Manifest};
 use crate::publish::probe::probe;
 use crate::runtime::inventory;
@@ -17,6 +19,7 @@ use super::cameras::sources;
 use super::config::{Config, Mqtt};
 use super::directories::state_dir;
 use super::prepare::{size_of, try_writing};
+use super::reload::takes_commands;
 use super::schedule;
 
 /// How long a broker may take for each step.
@@ -110,7 +113,7 @@ pub fn doctor(options: &DoctorOptions, out: &mut dyn Write) -> std::io::Result<b
     }
     if let Some(config) = config {
         cameras(config, &mut report)?;
-        if config.mqtt.is_some() {
+        if config.mqtt.is_some() || takes_commands(config) {
             state(config, &mut report)?;
         }
         report.head("broker")?;
@@ -348,25 +351,33 @@ fn cameras(config: &Config, report: &mut Report<'_>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether a source is there and may be read; it is not opened, because the daemon may be using it.
+/// Whether a source is there and may be read. A camera is not opened, because the daemon may be using it; of files the first picture
+/// is read.
 fn source(uri: &SourceUri) -> (Result<String, String>, &'static str) {
     match uri.scheme {
         Scheme::V4l2 => (
             camera(uri),
             "plug the camera in, or choose one that `samclipd cameras` lists; reading needs the group video",
         ),
-        Scheme::File => (
-            std::fs::File::open(&uri.path)
-                .map(|_| uri.text.clone())
-                .map_err(|e| format!("{}: {e}", uri.path.display())),
-            "correct the source's path or its permissions",
-        ),
-        Scheme::Dir => (
-            std::fs::read_dir(&uri.path)
-                .map(|entries| format!("{}: {} entries", uri.text, entries.count()))
-                .map_err(|e| format!("{}: {e}", uri.path.display())),
-            "correct the source's path or its permissions",
-        ),
+        Scheme::File | Scheme::Dir => (pictures(uri), "correct the source's path, its permissions or its files"),
+    }
+}
+
+/// The size of the first picture of a file or folder.
+fn pictures(uri: &SourceUri) -> Result<String, String> {
+    let kind = uri
+        .path
+        .metadata()
+        .map_err(|e| format!("{}: {e}", uri.path.display()))?;
+    if uri.scheme == Scheme::File && !kind.is_file() && !kind.is_dir() {
+        // A pipe has no end, and what is read of it is gone.
+        return Ok(format!("{}: no plain file, not looked into", uri.text));
+    }
+    let mut source = crate::capture::open(uri, Arc::new(SystemClock::new())).map_err(|e| e.to_string())?;
+    match source.next_frame() {
+        Ok(Some(frame)) => Ok(format!("{}: {}", uri.text, frame.size)),
+        Ok(None) => Err(format!("{}: no picture", uri.text)),
+        Err(error) => Err(error.to_string()),
     }
 }
 
