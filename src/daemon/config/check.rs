@@ -75,6 +75,7 @@ impl Checker<'_> {
             .map(|table| self.camera(table.get_ref()))
             .collect::<Result<Vec<_>, _>>()?;
         self.unique("camera", file.camera.iter().map(|table| &table.get_ref().id))?;
+        self.different_devices(file.camera.iter().map(|table| &table.get_ref().source))?;
         let zones: Vec<String> = cameras
             .iter()
             .flat_map(|c| c.zones.iter().map(|z| z.id().to_owned()))
@@ -169,6 +170,18 @@ impl Checker<'_> {
         for id in ids {
             self.require(seen.insert(id.get_ref()), id, || {
                 format!("{kind} id {:?} occurs twice, expected unique ids", id.get_ref())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A V4L2 device can be opened once.
+    fn different_devices<'a>(&self, sources: impl Iterator<Item = &'a Spanned<String>>) -> Result<(), ConfigError> {
+        let mut seen = std::collections::BTreeSet::new();
+        for source in sources.filter(|source| source.get_ref().starts_with("v4l2://")) {
+            let device = source.get_ref().split('?').next().unwrap_or_default();
+            self.require(seen.insert(device), source, || {
+                format!("source {device:?} occurs twice, expected a device of its own for every camera")
             })?;
         }
         Ok(())

@@ -175,6 +175,11 @@ fn impossible_values_are_refused_with_what_is_allowed() {
         ),
         ("\"hard-hat\"", "\"frame\"", "22: query id \"frame\" is reserved"),
         (
+            "[[query]]\nid = \"blue-pallet\"",
+            "[[camera]]\nid = \"gate\"\nsource = \"v4l2:///dev/video0?size=640x480\"\n[[query]]\nid = \"blue-pallet\"",
+            "16: source \"v4l2:///dev/video0\" occurs twice, expected a device of its own for every camera",
+        ),
+        (
             "\"dock\"",
             "\"Dock\"",
             "10: camera id \"Dock\": expected 1 to 64 characters",
