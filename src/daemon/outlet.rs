@@ -68,7 +68,9 @@ impl Outlet {
     /// may have the same client id and the same spool. What the old one could not withdraw, the new one does, if it goes to
     /// the same broker.
     pub(super) fn adopt(&mut self, config: &Config, settings: Option<Settings>) -> bool {
+        let described = self.devices();
         self.set_prefixes(config);
+        let now = self.devices();
         let wanted = settings.zip(config.mqtt.as_ref());
         if let (Some(broker), Some((settings, mqtt))) = (&self.mqtt, &wanted)
             && broker.serves(settings, mqtt)
@@ -76,7 +78,11 @@ impl Outlet {
             return false;
         }
         let owed = match (&self.mqtt, &wanted) {
-            (Some(broker), Some((settings, _))) => broker.owed(settings),
+            (Some(broker), Some((settings, mqtt))) if broker.is_of(settings) => {
+                let mut owed = broker.owed(mqtt);
+                owed.extend(described.into_iter().filter(|topic| !now.contains(topic)));
+                owed
+            }
             _ => Vec::new(),
         };
         self.close();
@@ -91,6 +97,15 @@ impl Outlet {
             }
         }
         true
+    }
+
+    /// Where the cameras on the board are described to Home Assistant.
+    fn devices(&self) -> Vec<Topic> {
+        let state = self.board.now();
+        let cameras = state.cameras.keys().filter_map(|id| CameraId::new(id).ok());
+        cameras
+            .filter_map(|camera| Some(self.device(&camera, &[], &[], false)?.topic()))
+            .collect()
     }
 
     /// Shows a camera on the board, with nothing known yet but this.
@@ -167,6 +182,11 @@ impl Outlet {
 
     pub(super) fn snapshot(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
         self.send(|t| t.snapshot(camera, query), body);
+    }
+
+    /// Withdraws the picture that is kept of a query.
+    pub(super) fn forget_snapshot(&self, camera: &CameraId, query: &QueryId) {
+        self.send(|t| t.snapshot(camera, query), Vec::new());
     }
 
     pub(super) fn mask(&self, camera: &CameraId, query: &QueryId, body: Vec<u8>) {
@@ -339,19 +359,31 @@ mod tests {
     #[test]
     fn what_could_not_be_withdrawn_is_withdrawn_by_the_next_connection_to_the_same_broker() {
         let dir = tempfile::tempdir().unwrap();
-        let [first, renamed, elsewhere] =
-            ["port = 1", "port = 1\nclient_id = \"dock\"", "port = 2"].map(|mqtt| config(dir.path(), mqtt));
+        let told = "port = 1\nhomeassistant = \"ha\"";
+        let dock = format!("{told}\nclient_id = \"dock\"");
+        let moved = format!("{dock}\nprefix = \"dock\"");
+        let [first, renamed, moved, elsewhere] = [told, &dock, &moved, "port = 2"].map(|mqtt| config(dir.path(), mqtt));
         let mut outlet = Outlet::start(&first, Board::new()).unwrap();
         let owed = |outlet: &Outlet| {
             let topics = outlet.mqtt.as_ref().unwrap().publisher.withdrawals();
             topics.into_iter().map(|topic| topic.name).collect::<Vec<_>>()
         };
         let (camera, query) = (CameraId::new("yard").unwrap(), QueryId::new("person").unwrap());
+        outlet.describe(&camera, &[&query], &[], false);
         outlet.forget(&camera, &query);
         let forgotten = owed(&outlet);
         assert!(forgotten.contains(&"samclip/yard/person".to_owned()), "{forgotten:?}");
         assert!(outlet.adopt(&renamed, broker_settings(&renamed).unwrap()));
-        assert_eq!(owed(&outlet), forgotten);
+        // What Home Assistant was told under the old name, too.
+        let mut expected = vec!["ha/device/samclipd-yard/config".to_owned()];
+        expected.extend(forgotten);
+        assert_eq!(owed(&outlet), expected);
+        outlet.count(&camera, &query, 1, 1);
+        assert!(outlet.adopt(&moved, broker_settings(&moved).unwrap()));
+        let topics = owed(&outlet);
+        for left in ["samclip/yard/person", "samclip/yard/person/active"] {
+            assert!(topics.contains(&left.to_owned()), "{left} is not among {topics:?}");
+        }
         assert!(outlet.adopt(&elsewhere, broker_settings(&elsewhere).unwrap()));
         assert!(owed(&outlet).is_empty());
     }

@@ -409,6 +409,12 @@ impl Publisher {
         self.shared.lock().outbox.withdrawals()
     }
 
+    /// Retained topics that the broker keeps something of.
+    #[must_use]
+    pub fn retained(&self) -> Vec<Topic> {
+        self.shared.lock().outbox.retained()
+    }
+
     /// Counters so far.
     #[must_use]
     pub fn stats(&self) -> PublishStats {

@@ -99,6 +99,12 @@ impl Outbox {
         withdrawn.map(|state| state.topic.clone()).collect()
     }
 
+    /// All retained topics that have a value or are still to be withdrawn.
+    #[must_use]
+    pub fn retained(&self) -> Vec<Topic> {
+        self.states.values().map(|state| state.topic.clone()).collect()
+    }
+
     /// The next message that is no state.
     pub fn pop_queued(&mut self) -> Option<Message> {
         let message = self.queue.pop_front()?;
@@ -195,6 +201,7 @@ mod tests {
         assert_eq!(payloads(&mut outbox), [&b""[..], b"online"]);
         let owed: Vec<String> = outbox.withdrawals().into_iter().map(|topic| topic.name).collect();
         assert_eq!(owed, ["count"]);
+        assert_eq!(outbox.retained().len(), 2);
         outbox.withdrawn("count");
         assert!(outbox.withdrawals().is_empty());
         outbox.resend_states(message("available", true, b"online"));

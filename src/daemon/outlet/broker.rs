@@ -1,5 +1,8 @@
 //! The connection to the broker that a configuration asks for.
 
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
 use tracing::{info, warn};
 
 use crate::daemon::config::{Config, Mqtt};
@@ -9,6 +12,9 @@ use crate::message::topic::{Topic, Topics};
 use crate::publish::mqtt::{Publisher, Settings};
 use crate::publish::spool::Spool;
 
+/// How long a spool may be in use by a connection that was closed.
+const BUSY: Duration = Duration::from_secs(5);
+
 /// Opens the spool below the state directory; without one events are only in memory, which is no reason not to run.
 fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
     let Some(dir) = state_dir(config.state.as_deref()) else {
@@ -16,7 +22,17 @@ fn open_spool(config: &Config, most_bytes: u64) -> Option<Spool> {
         return None;
     };
     let dir = dir.join("spool");
-    match Spool::open(&dir, most_bytes) {
+    let until = Instant::now() + BUSY;
+    let opened = loop {
+        match Spool::open(&dir, most_bytes) {
+            // The writer of a connection that was just closed waits for a slow disk.
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            opened => break opened,
+        }
+    };
+    match opened {
         Ok(spool) => {
             let waiting = spool.stats().waiting;
             if waiting > 0 {
@@ -55,10 +71,20 @@ impl Broker {
         (&self.settings, self.spool_bytes, &self.topics) == (settings, mqtt.spool_bytes, &mqtt.topics)
     }
 
-    /// What was withdrawn and has still to be said to the broker that `settings` name: nothing, if that is another one.
-    pub(super) fn owed(&self, settings: &Settings) -> Vec<Topic> {
-        let here = (&self.settings.host, self.settings.port) == (&settings.host, settings.port);
-        if here { self.publisher.withdrawals() } else { Vec::new() }
+    /// What another connection to the same broker, of configuration `mqtt`, has to withdraw.
+    pub(super) fn owed(&self, mqtt: &Mqtt) -> Vec<Topic> {
+        let mut owed = self.publisher.withdrawals();
+        if self.topics != mqtt.topics {
+            // Nobody speaks of them under the old prefix any more; that the old connection has ended it has said itself.
+            let kept = self.publisher.retained().into_iter();
+            owed.extend(kept.filter(|topic| *topic != self.topics.available()));
+        }
+        owed
+    }
+
+    /// Whether it is connected to the broker that `settings` name.
+    pub(super) fn is_of(&self, settings: &Settings) -> bool {
+        (&self.settings.host, self.settings.port) == (&settings.host, settings.port)
     }
 }
 

@@ -98,7 +98,9 @@ impl Spool {
         fs::create_dir_all(dir)?;
         let lock = OpenOptions::new().create(true).append(true).open(dir.join("lock"))?;
         lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => io::Error::other("another program uses this spool"),
+            fs::TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::WouldBlock, "another program uses this spool")
+            }
             fs::TryLockError::Error(error) => error,
         })?;
         let mut spool = Self {
