@@ -330,17 +330,27 @@ fn what_was_changed_live_goes_before_the_new_file_as_after_a_restart() {
     let daemon = Daemon::start(dir.path(), &more);
     until("the sea is seen", || daemon.count("yard", "sea") == Some(1));
     assert_eq!(queries(&daemon), ["green", "sea"]);
-    assert_eq!(daemon.ask(detects("yard", false)), Ok(Reply::Done));
-    assert!(!daemon.board.now().cameras["yard"].detect);
     // Without any door nobody could take the changes back.
-    let closed = more.replace(door, NO_BUS);
-    assert_eq!(reload(&daemon, &closed), Ok(Reply::Done));
-    until("red is seen", || daemon.count("yard", "red") == Some(1));
-    assert_eq!(queries(&daemon), ["green", "red"]);
     drop(daemon);
-    let daemon = Daemon::start(dir.path(), &closed);
+    let daemon = Daemon::start(dir.path(), &more.replace(door, NO_BUS));
     until("red is seen", || daemon.count("yard", "red") == Some(1));
     assert_eq!(queries(&daemon), ["green", "red"]);
+}
+
+#[test]
+fn a_reload_that_closes_the_only_door_switches_on_what_was_switched_off_through_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let broker = broker();
+    let open = config_text(dir.path(), &mqtt(&broker));
+    let daemon = Daemon::start(dir.path(), &open);
+    until("red is seen", || daemon.count("yard", "red") == Some(1));
+    assert_eq!(daemon.ask(detects("yard", false)), Ok(Reply::Done));
+    assert_eq!(daemon.count("yard", "red"), Some(0));
+    let closed = open.replace("[mqtt]\n", "[mqtt]\ncommands = false\n");
+    assert_eq!(reload(&daemon, &closed), Ok(Reply::Done));
+    assert!(daemon.board.now().cameras["yard"].detect);
+    until("red is seen again", || daemon.count("yard", "red") == Some(1));
 }
 
 #[test]
@@ -374,6 +384,31 @@ fn things_end_by_the_words_they_were_found_by_and_an_empty_mask_is_the_last() {
 }
 
 #[test]
+fn a_clip_stays_where_it_is_while_detection_is_off() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let pictures = dir.path().join("clip");
+    std::fs::create_dir(&pictures).unwrap();
+    let picture = image::RgbImage::from_pixel(16, 16, image::Rgb([20, 20, 230]));
+    for i in 0..1_000 {
+        picture.save(pictures.join(format!("{i:03}.png"))).unwrap();
+    }
+    let clip = format!(
+        "[[camera]]\nid = \"clip\"\nsource = \"dir://{}\"\n{NO_BUS}",
+        pictures.display()
+    );
+    let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &clip));
+    let status = || daemon.board.now().cameras.get("clip")?.status;
+    until("the clip plays", || status() == Some(DetectStatus::Online));
+    assert_eq!(daemon.ask(detects("clip", false)), Ok(Reply::Done));
+    // Longer than its pictures take that nobody looks at.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(status(), Some(DetectStatus::Disabled));
+    assert_eq!(daemon.ask(detects("clip", true)), Ok(Reply::Done));
+    until("the clip plays on", || status() == Some(DetectStatus::Online));
+}
+
+#[test]
 fn detection_that_is_switched_on_again_does_not_bring_a_camera_back() {
     let dir = tempfile::tempdir().unwrap();
     write_model_and_frames(dir.path());
@@ -382,7 +417,7 @@ fn detection_that_is_switched_on_again_does_not_bring_a_camera_back() {
         dir.path().display()
     );
     let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &clip));
-    let status = || daemon.board.now().cameras["clip"].status;
+    let status = || daemon.board.now().cameras.get("clip")?.status;
     until("the clip has ended", || status() == Some(DetectStatus::Offline));
     for (on, expected) in [(false, DetectStatus::Disabled), (true, DetectStatus::Offline)] {
         assert_eq!(daemon.ask(detects("clip", on)), Ok(Reply::Done));

@@ -68,6 +68,7 @@ impl Service<'_> {
         let side = self.side(camera);
         let mut station = Station::new(camera, side, config, prepared);
         station.detect(detect, &self.outlet);
+        attention.set_paused(!detect);
         station.say_queries(&self.outlet);
         let feed = Feed::start(camera, side, &self.latest, self.clock, attention, None)?;
         Ok(Watched { station, feed })
@@ -94,6 +95,7 @@ impl Service<'_> {
         let detect = self.live.camera(camera.id.as_str()).detect;
         if detect != station.detects() {
             station.detect(detect, &self.outlet);
+            feed.attention().set_paused(!detect);
         }
         feed.attention().set_rules(camera.motion);
         feed.attention().want_next();

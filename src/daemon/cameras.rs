@@ -37,7 +37,9 @@ pub(super) enum Delivery {
 /// Parses the source of a camera.
 fn source(camera: &config::Camera) -> Result<SourceUri, CaptureError> {
     let mut uri = SourceUri::from_str(&camera.source)?;
-    uri.fps = uri.fps.or(camera.fps.map(|f| f as f32));
+    // The slower one of both.
+    let rates = [uri.fps, camera.fps.map(|fps| fps as f32)];
+    uri.fps = rates.into_iter().flatten().reduce(f32::min);
     uri.controls.clone_from(&camera.controls);
     Ok(uri)
 }
@@ -155,11 +157,20 @@ fn watch(
         let error = match capture::open(uri, Arc::clone(clock)) {
             Err(error) => error,
             Ok(mut source) => {
-                info!(source = source.description(), "source opened");
+                if told.is_empty() {
+                    info!(source = source.description(), "source opened");
+                }
                 intake.count_opening(std::mem::replace(&mut opened, true));
-                told.clear();
-                let shared = (intake, attention);
-                let outcome = feed(slot, uri, source.as_mut(), latest, shared, &stopping, &mut pause);
+                let shared = (intake, attention, clock.as_ref());
+                let outcome = feed(
+                    slot,
+                    uri,
+                    source.as_mut(),
+                    latest,
+                    shared,
+                    &stopping,
+                    (&mut pause, &mut told),
+                );
                 intake.add(source.losses());
                 match outcome {
                     Ok(()) => break,
@@ -180,7 +191,8 @@ fn watch(
             told = text;
         }
         let until = clock.now().monotonic + pause;
-        while !stopping() && clock.now().monotonic < until {
+        // Its next frame does not take the place of the news that it was away.
+        while !stopping() && (clock.now().monotonic < until || latest.holds(slot)) {
             clock.sleep(TICK);
         }
         pause = (pause * 2).min(RETRY.1);
@@ -193,14 +205,18 @@ fn feed(
     uri: &SourceUri,
     source: &mut dyn FrameSource,
     latest: &Latest<Delivery>,
-    (intake, attention): (&Intake, &Attention),
+    (intake, attention, clock): (&Intake, &Attention, &dyn Clock),
     stopping: &dyn Fn() -> bool,
-    pause: &mut Duration,
+    (pause, told): (&mut Duration, &mut String),
 ) -> Result<(), CaptureError> {
     // Numbers rise, however often the source starts anew.
     let first = intake.next_number();
     let mut gate = Gate::default();
     while !stopping() {
+        if uri.waits() && attention.is_paused() {
+            clock.sleep(TICK);
+            continue;
+        }
         let there = source.wait(TICK)?;
         intake.add(source.losses());
         if !there {
@@ -214,6 +230,10 @@ fn feed(
         frame.sequence.0 += first;
         intake.set_next_number(frame.sequence.0 + 1);
         *pause = RETRY.0;
+        if !told.is_empty() {
+            info!(source = uri.text, "source gives frames again");
+            told.clear();
+        }
         if !gate.passes(&frame, attention) {
             intake.count_still();
             continue;
@@ -226,4 +246,30 @@ fn feed(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_rates_the_slower_one_holds() {
+        let config = |source: &str, fps: &str| {
+            let text = format!("model = \"m\"\n[[camera]]\nid = \"yard\"\nsource = \"{source}\"\n{fps}\n");
+            Config::parse(&text, "test.toml".as_ref()).unwrap()
+        };
+        for (source, fps, expected) in [
+            ("dir:///f?fps=10", "fps = 2", Some(2.0)),
+            ("dir:///f?fps=2", "fps = 10", Some(2.0)),
+            ("dir:///f", "fps = 10", Some(10.0)),
+            ("dir:///f?fps=2", "", Some(2.0)),
+            ("dir:///f", "", None),
+        ] {
+            assert_eq!(
+                sources(&config(source, fps)).unwrap()[0].fps,
+                expected,
+                "{source} {fps}"
+            );
+        }
+    }
 }

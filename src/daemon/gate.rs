@@ -28,6 +28,8 @@ pub(super) struct Attention {
     fully: AtomicBool,
     /// A frame of this time or later is wanted; microseconds on the monotonic clock.
     due: AtomicU64,
+    /// No frame is processed: what waits for its frames to be taken stays where it is.
+    paused: AtomicBool,
 }
 
 impl Attention {
@@ -38,6 +40,7 @@ impl Attention {
             at_once: AtomicBool::new(false),
             fully: AtomicBool::new(false),
             due: AtomicU64::new(NEVER),
+            paused: AtomicBool::new(false),
         }
     }
 
@@ -61,6 +64,16 @@ impl Attention {
     pub(super) fn want_at(&self, time: Option<Duration>) {
         let micros = time.map_or(NEVER, |time| u64::try_from(time.as_micros()).unwrap_or(NEVER));
         self.due.store(micros, Ordering::Relaxed);
+    }
+
+    /// Sets whether no frame is processed.
+    pub(super) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// Whether no frame is processed.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
     }
 
     /// Whether the frame at hand is wanted at the full size; it counts as given.

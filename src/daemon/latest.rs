@@ -104,6 +104,12 @@ impl<T> Latest<T> {
         self.put(slot, item);
     }
 
+    /// Whether something lies in a slot that nobody has taken yet.
+    #[must_use]
+    pub fn holds(&self, slot: usize) -> bool {
+        self.lock().slots.get(&slot).is_some_and(|slot| slot.item.is_some())
+    }
+
     /// Waits for an item, at most `timeout`; slots take turns.
     pub fn take(&self, timeout: Duration) -> Taken<T> {
         let waited = self.filled.wait_timeout_while(self.lock(), timeout, |s| {

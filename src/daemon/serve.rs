@@ -248,16 +248,22 @@ impl<'a> Service<'a> {
             station.gone(&self.outlet);
             self.ending.push(feed.end(&self.latest));
         }
+        let until = Instant::now() + PATIENCE;
+        let ends = |thread: &JoinHandle<()>| {
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(TICK / 10);
+            }
+            thread.is_finished()
+        };
         for thread in self.ending {
-            if thread.join().is_err() {
+            // Opening a pipe that nobody writes into, or a file of a server that is away, has no end.
+            if !ends(&thread) {
+                warn!("the thread of a camera does not end; left alone");
+            } else if thread.join().is_err() {
                 warn!("the thread of a camera has panicked");
             }
         }
-        let texts = self.worker.end();
-        let until = Instant::now() + PATIENCE;
-        while !texts.is_finished() && Instant::now() < until {
-            std::thread::sleep(TICK / 10);
-        }
+        ends(&self.worker.end());
         self.outlet.stop();
     }
 }

@@ -194,12 +194,17 @@ impl Station {
         self.schedule = Schedule::new(side, camera.sizes);
         self.scene.set_rules(camera.zones.clone(), scene_rules(config));
         self.camera = camera.clone();
-        self.output = config.output;
+        let before = std::mem::replace(&mut self.output, config.output);
         self.next_frame = Duration::ZERO;
         self.configured = Asking::configured(config);
         self.ask(prepared, outlet);
         if !self.output.mask {
             self.clear_masks(|_| true, outlet);
+        }
+        if before.snapshot && !self.output.snapshot {
+            for query in &self.asking.queries {
+                outlet.forget_snapshot(self.id(), &query.id);
+            }
         }
     }
 
@@ -231,6 +236,9 @@ impl Station {
             if self.asking.query(old.id.as_str()).is_none() {
                 self.counts.remove(&old.id);
                 outlet.forget(&self.camera.id, &old.id);
+            } else if self.output.snapshot {
+                // It shows what was found by other words.
+                outlet.forget_snapshot(&self.camera.id, &old.id);
             }
         }
         self.say_queries(outlet);
