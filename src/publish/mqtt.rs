@@ -409,7 +409,7 @@ impl Publisher {
         self.shared.lock().outbox.withdrawals()
     }
 
-    /// Retained topics that the broker keeps something of.
+    /// Retained topics that the broker keeps something of, or may still keep.
     #[must_use]
     pub fn retained(&self) -> Vec<Topic> {
         self.shared.lock().outbox.retained()
@@ -441,10 +441,16 @@ impl Publisher {
         self.wait(timeout, |state| state.connected)
     }
 
-    /// Waits until everything but spooled events is handed to the connection; `false` if it is not within `timeout`.
+    /// Waits until everything but spooled events is sent, and acknowledged where its quality of service is 1; `false` if it is not
+    /// within `timeout`.
     #[must_use]
     pub fn wait_sent(&self, timeout: Duration) -> bool {
-        self.wait(timeout, |state| state.connected && state.outbox.is_empty())
+        self.wait(timeout, |state| {
+            let mut on_their_way = state.handed.iter().chain(state.in_flight.values());
+            state.connected
+                && state.outbox.is_empty()
+                && on_their_way.all(|carried| matches!(carried, Carried::Event(_)))
+        })
     }
 
     fn wait(&self, timeout: Duration, done: impl Fn(&State) -> bool) -> bool {
@@ -584,6 +590,24 @@ mod tests {
         assert!(!publisher.stop(Duration::from_millis(200)));
         assert!(open().is_ok());
         drop(broker);
+    }
+
+    #[test]
+    fn what_the_broker_has_not_acknowledged_is_not_sent() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let publisher = Publisher::start(settings(listener.local_addr().unwrap().port())).unwrap();
+        let (mut broker, _) = listener.accept().unwrap();
+        let mut answer = |packet: &[u8]| std::io::Write::write_all(&mut broker, packet).unwrap();
+        answer(&[0x20, 2, 0, 0]);
+        assert!(publisher.wait_connected(Duration::from_secs(30)));
+        let start = Instant::now();
+        while publisher.stats().waiting > 0 || publisher.stats().sent == 0 {
+            assert!(start.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!publisher.wait_sent(Duration::from_millis(50)));
+        answer(&[0x40, 2, 0, 1]);
+        assert!(publisher.wait_sent(Duration::from_secs(30)));
     }
 
     #[test]

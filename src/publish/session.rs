@@ -234,8 +234,10 @@ fn acknowledged(shared: &Shared, number: u16, taken: bool) {
 
 /// What the sending task does next.
 enum Next {
-    /// Sends a message; a spooled event has a number.
-    Send(Message, Option<u64>),
+    /// Sends a message, which counts as handed over.
+    Send(Message),
+    /// Drops a message to this topic, over the broker's packet limit; a spooled event has a number.
+    Drop(Topic, Option<u64>),
     Subscribe,
     Goodbye,
     /// Looks again when something has changed.
@@ -254,7 +256,8 @@ fn before_events(state: &mut State) -> Option<Next> {
     if std::mem::take(&mut state.subscribe) {
         return Some(Next::Subscribe);
     }
-    state.outbox.pop_state().map(|message| Next::Send(message, None))
+    let message = state.outbox.pop_state()?;
+    Some(hand_over(message, None, state))
 }
 
 /// The next event, unless enough are on their way or the daemon ends.
@@ -264,19 +267,21 @@ fn next_event(shared: &Shared) -> Option<Next> {
     if until.is_some_and(|until| Instant::now() >= until) {
         return None;
     }
-    let mut spool = lock(spool);
-    if spool.on_their_way() >= WINDOW {
-        return None;
-    }
-    let (number, payload) = spool.next_unsent()?;
+    let (number, payload) = {
+        let mut spool = lock(spool);
+        if spool.on_their_way() >= WINDOW {
+            return None;
+        }
+        spool.next_unsent()?
+    };
     let topic = topic.clone();
-    Some(Next::Send(Message { topic, payload }, Some(number)))
+    Some(hand_over(Message { topic, payload }, Some(number), &mut shared.lock()))
 }
 
 /// What comes after events: the queue, the goodbye.
 fn after_events(state: &mut State, farewell: &mut Option<Topic>) -> Next {
     if let Some(message) = state.outbox.pop_queued() {
-        return Next::Send(message, None);
+        return hand_over(message, None, state);
     }
     if !state.stopping {
         return Next::Wait;
@@ -284,7 +289,7 @@ fn after_events(state: &mut State, farewell: &mut Option<Topic>) -> Next {
     match farewell.take() {
         Some(topic) => {
             let payload = Availability::Stopped.as_str().into();
-            Next::Send(Message { topic, payload }, None)
+            hand_over(Message { topic, payload }, None, state)
         }
         None if state.handed.is_empty() && state.in_flight.is_empty() => Next::Goodbye,
         None => Next::Wait,
@@ -306,7 +311,14 @@ async fn send(sender: Sender, settings: &Settings, shared: &Shared) {
                 Ok(())
             }
             Next::Subscribe => sender.subscribe(&settings.subscriptions).await,
-            Next::Send(message, event) => hand_over(&sender, message, event, shared).await,
+            Next::Send(message) => publish(&sender, message, shared).await,
+            Next::Drop(topic, event) => {
+                warn!(topic = topic.name, "message over the broker's packet limit, dropped");
+                if let (Some(event), Some((spool, _))) = (event, &shared.spool) {
+                    lock(spool).acknowledge(event);
+                }
+                Ok(())
+            }
             // the receiving task sees it go out and ends the thread
             Next::Goodbye => match sender.disconnect().await {
                 Ok(()) => std::future::pending().await,
@@ -322,28 +334,21 @@ async fn send(sender: Sender, settings: &Settings, shared: &Shared) {
 }
 
 /// Gives one message to the client, waiting for a place in its short queue.
-async fn hand_over(sender: &Sender, message: Message, event: Option<u64>, shared: &Shared) -> Result<(), Closed> {
-    if !takes(&message, event, &mut shared.lock()) {
-        warn!(
-            topic = message.topic.name,
-            "message over the broker's packet limit, dropped"
-        );
-        if let (Some(event), Some((spool, _))) = (event, &shared.spool) {
-            lock(spool).acknowledge(event);
-        }
-        return Ok(());
-    }
+async fn publish(sender: &Sender, message: Message, shared: &Shared) -> Result<(), Closed> {
     sender.publish(&message.topic, message.payload).await?;
     shared.lock().sent += 1;
     shared.changed.notify_all();
     Ok(())
 }
 
-/// Whether the broker takes a message of this size; one of QoS 1 counts as handed over then.
-fn takes(message: &Message, event: Option<u64>, state: &mut State) -> bool {
-    let fits = fits(&message.topic, &message.payload, state.packet_limit);
-    state.too_large += u64::from(!fits);
-    if fits && message.topic.qos == Qos::AtLeastOnce {
+/// What becomes of a message that was just taken from where it waited, under the same lock, so that it never looks as if nothing
+/// were left to do. One of QoS 1 is waited for until the broker acknowledges it.
+fn hand_over(message: Message, event: Option<u64>, state: &mut State) -> Next {
+    if !fits(&message.topic, &message.payload, state.packet_limit) {
+        state.too_large += 1;
+        return Next::Drop(message.topic, event);
+    }
+    if message.topic.qos == Qos::AtLeastOnce {
         state.handed.push_back(match event {
             Some(number) => Carried::Event(number),
             None if message.topic.retained && message.payload.is_empty() => {
@@ -352,7 +357,7 @@ fn takes(message: &Message, event: Option<u64>, state: &mut State) -> bool {
             None => Carried::Other,
         });
     }
-    fits
+    Next::Send(message)
 }
 
 #[cfg(test)]
@@ -407,8 +412,8 @@ mod tests {
     fn send_states(state: &mut State) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         while let Some(message) = state.outbox.pop_state() {
-            assert!(takes(&message, None, state));
-            sent.push(message.payload);
+            sent.push(message.payload.clone());
+            assert!(matches!(hand_over(message, None, state), Next::Send(_)));
         }
         while !state.handed.is_empty() {
             let number = u16::try_from(state.in_flight.len()).unwrap() + 1;
