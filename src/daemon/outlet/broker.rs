@@ -73,13 +73,12 @@ impl Broker {
 
     /// What another connection to the same broker, of configuration `mqtt`, has to withdraw.
     pub(super) fn owed(&self, mqtt: &Mqtt) -> Vec<Topic> {
-        let mut owed = self.publisher.withdrawals();
-        if self.topics != mqtt.topics {
-            // Nobody speaks of them under the old prefix any more; that the old connection has ended it has said itself.
-            let kept = self.publisher.retained().into_iter();
-            owed.extend(kept.filter(|topic| *topic != self.topics.available()));
+        if self.topics == mqtt.topics {
+            return self.publisher.withdrawals();
         }
-        owed
+        // Nobody speaks of them under the old prefix any more; that the old connection has ended it has said itself.
+        let kept = self.publisher.retained().into_iter();
+        kept.filter(|topic| *topic != self.topics.available()).collect()
     }
 
     /// Whether it is connected to the broker that `settings` name.
