@@ -7,6 +7,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use super::picture::LARGEST_DECODED;
 use crate::vision::geometry::FrameSize;
 
 /// What the bytes at the start of a buffer are.
@@ -91,9 +92,6 @@ fn has_huffman_tables(bytes: &[u8]) -> bool {
     true
 }
 
-/// Most bytes of a decoded picture: a header alone asks for them.
-const LARGEST_DECODED: usize = 1 << 30;
-
 /// Decodes one picture of a motion JPEG stream to packed RGB.
 ///
 /// Huffman tables may be missing, and so may the end marker: cameras leave out both. A picture that ends too early is an
@@ -113,7 +111,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(FrameSize, Vec<u8>), String> {
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(completed.as_ref()), options);
     decoder.decode_headers().map_err(|e| e.to_string())?;
     let bytes = decoder.output_buffer_size().unwrap_or(0);
-    if bytes > LARGEST_DECODED {
+    if u64::try_from(bytes).unwrap_or(u64::MAX) > LARGEST_DECODED {
         return Err(format!(
             "JPEG of {bytes} bytes when decoded, expected at most {LARGEST_DECODED}"
         ));

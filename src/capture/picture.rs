@@ -66,8 +66,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Frame, String> {
     Ok(rgb_frame(size, rgb.into_raw()))
 }
 
-/// Most bytes of a picture before it is converted to RGB.
-const LARGEST_DECODED: u64 = 1 << 30;
+/// Most bytes of a decoded picture, before it is converted to RGB: a header alone asks for them.
+pub(super) const LARGEST_DECODED: u64 = 1 << 30;
 
 fn decode_upright(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, String> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
