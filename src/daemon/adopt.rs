@@ -67,8 +67,7 @@ impl Service<'_> {
         self.view.open(camera.id.as_str(), &attention);
         let side = self.side(camera);
         let mut station = Station::new(camera, side, config, prepared);
-        station.detect(detect, &self.outlet);
-        attention.set_paused(!detect);
+        station.detect(detect, &attention, &self.outlet);
         station.say_queries(&self.outlet);
         let feed = Feed::start(camera, side, &self.latest, self.clock, attention, None)?;
         Ok(Watched { station, feed })
@@ -94,8 +93,7 @@ impl Service<'_> {
         // Where nothing may be changed any more, what was switched off could not be switched on.
         let detect = self.live.camera(camera.id.as_str()).detect;
         if detect != station.detects() {
-            station.detect(detect, &self.outlet);
-            feed.attention().set_paused(!detect);
+            station.detect(detect, feed.attention(), &self.outlet);
         }
         feed.attention().set_rules(camera.motion);
         feed.attention().want_next();

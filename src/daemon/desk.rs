@@ -120,9 +120,8 @@ impl Service<'_> {
     fn set_detect(&mut self, camera: &str, on: bool) -> Outcome {
         let index = self.index(camera)?;
         let Watched { station, feed } = &mut self.cameras[index];
-        station.detect(on, &self.outlet);
-        feed.attention().set_paused(!on);
-        self.cameras[index].feed.attention().want_next();
+        station.detect(on, feed.attention(), &self.outlet);
+        feed.attention().want_next();
         if !on {
             self.expect_nothing(self.cameras[index].feed.slot());
         }

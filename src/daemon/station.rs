@@ -18,6 +18,7 @@ use super::asking::{Asking, state_of};
 use super::commands::{Answer, Refusal};
 use super::config::{self, Config, Output};
 use super::embedder::QuerySet;
+use super::gate::Attention;
 use super::outlet::Outlet;
 use super::pipeline::{Detections, Pipeline, PipelineError};
 use super::schedule::Schedule;
@@ -164,9 +165,10 @@ impl Station {
         self.detects
     }
 
-    /// Switches detection; off ends all things.
-    pub(super) fn detect(&mut self, on: bool, outlet: &Outlet) {
+    /// Switches detection, and with it what its frames go through first; off ends all things.
+    pub(super) fn detect(&mut self, on: bool, attention: &Attention, outlet: &Outlet) {
         self.detects = on;
+        attention.set_paused(!on);
         if on && self.away {
             self.say(DetectStatus::Offline, outlet);
         } else if on && self.status == Some(DetectStatus::Disabled) {

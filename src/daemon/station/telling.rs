@@ -12,7 +12,7 @@ use crate::daemon::pipeline::{Detections, Pipeline};
 use crate::daemon::report::{MaskOutput, clip, frame_message, mask_png, query_mask};
 use crate::message::event::{EventKind, EventMessage, MaskOutline, TrackedThing};
 use crate::message::payload::DetectStatus;
-use crate::message::topic::QueryId;
+use crate::message::topic::{CameraId, QueryId};
 use crate::track::scene::{Change, ChangeKind, Sighting, Thing};
 use crate::track::tracker::Observed;
 use crate::vision::mask::BinaryMask;
@@ -159,10 +159,7 @@ impl Station {
                 };
                 // One empty mask after the last: subscribers see that nothing is left.
                 if shows || showed {
-                    match mask_png(&query_mask(found, index)) {
-                        Ok(body) => outlet.mask(self.id(), &query.id, body),
-                        Err(error) => warn!(camera = %self.id(), query = %query.id, %error, "mask not published"),
-                    }
+                    publish_mask(self.id(), &query.id, &query_mask(found, index), outlet);
                 }
             }
         }
@@ -171,10 +168,7 @@ impl Station {
     /// Empty masks in place of the last ones of the queries of which `over` holds: no frame will replace them.
     pub(super) fn clear_masks(&mut self, over: impl Fn(&QueryId) -> bool, outlet: &Outlet) {
         for (query, size) in self.masked.extract_if(.., |query, _| over(query)) {
-            match mask_png(&BinaryMask::empty(size)) {
-                Ok(body) => outlet.mask(&self.camera.id, &query, body),
-                Err(error) => warn!(camera = %self.camera.id, %query, %error, "mask not published"),
-            }
+            publish_mask(&self.camera.id, &query, &BinaryMask::empty(size), outlet);
         }
     }
 
@@ -195,5 +189,12 @@ impl Station {
                 }
             }
         }
+    }
+}
+
+fn publish_mask(camera: &CameraId, query: &QueryId, mask: &BinaryMask, outlet: &Outlet) {
+    match mask_png(mask) {
+        Ok(body) => outlet.mask(camera, query, body),
+        Err(error) => warn!(%camera, %query, %error, "mask not published"),
     }
 }
