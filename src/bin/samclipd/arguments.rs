@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use samclip::contract::Manifest;
-use samclip::daemon::config::{DEFAULT_PATH as DEFAULT_CONFIG, Engine, Provider};
+use samclip::daemon::config::{Config, DEFAULT_PATH as DEFAULT_CONFIG, Engine, Provider};
 use samclip::daemon::demo::DemoOptions;
 use samclip::daemon::directories::cache_dir;
 use samclip::daemon::models::{DEFAULT_MODEL, NoModel, find_model};
 use samclip::daemon::pipeline::Pipeline;
-use samclip::daemon::run::{backend, provider};
+use samclip::daemon::run::{backend, provider, runtime_options};
 use samclip::runtime::RuntimeOptions;
 
 use super::OnTerminal;
@@ -242,6 +242,16 @@ impl ModelArgs {
 }
 
 impl RuntimeArgs {
+    /// What a configuration says, but for the cache and the threads, which the command line may say beside it.
+    pub(crate) fn over(&self, config: &Config) -> RuntimeOptions {
+        let said = runtime_options(config);
+        RuntimeOptions {
+            cache: self.cache_dir.clone().or(said.cache),
+            threads: self.threads,
+            ..said
+        }
+    }
+
     pub(crate) fn options(&self) -> RuntimeOptions {
         RuntimeOptions {
             backend: backend(self.runtime),

@@ -27,7 +27,7 @@ use samclip::daemon::notify::Notifier;
 use samclip::daemon::pipeline::QuerySpec;
 use samclip::daemon::prepare::{PrepareOptions, prepare};
 use samclip::daemon::report::MaskOutput;
-use samclip::daemon::run::{Surroundings, run_in, runtime_options};
+use samclip::daemon::run::{Surroundings, run_in};
 use samclip::daemon::segment::{SegmentOptions, segment};
 use samclip::daemon::tune::{TuneOptions, tune};
 use samclip::runtime::forbid_telemetry;
@@ -147,14 +147,11 @@ fn run(command: Command) -> anyhow::Result<bool> {
             let options = match config {
                 Some(path) => {
                     let config = read_config(&path)?;
-                    let mut runtime = runtime_options(&config);
-                    runtime.cache = model.runtime.cache_dir.or(runtime.cache);
-                    runtime.threads = model.runtime.threads;
                     PrepareOptions {
+                        runtime: model.runtime.over(&config),
                         queries: query_specs(&config.queries),
                         background: config.background,
                         model: config.model,
-                        runtime,
                     }
                 }
                 None => PrepareOptions {
@@ -230,12 +227,7 @@ fn symptoms(config: Option<PathBuf>, model: &ModelArgs) -> DoctorOptions {
         (path, read)
     });
     let (bundle, runtime) = match &config {
-        Some((_, Ok(config))) => {
-            let mut runtime = runtime_options(config);
-            runtime.cache = model.runtime.cache_dir.clone().or(runtime.cache);
-            runtime.threads = model.runtime.threads;
-            (Ok(config.model.clone()), runtime)
-        }
+        Some((_, Ok(config))) => (Ok(config.model.clone()), model.runtime.over(config)),
         _ => (model.bundle().map_err(|e| e.to_string()), model.runtime.options()),
     };
     DoctorOptions {
