@@ -5,6 +5,7 @@ mod bus;
 mod subscriber;
 mod tiny;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -188,6 +189,12 @@ fn of<'a>(messages: &'a Messages, topic: &str) -> Vec<&'a str> {
     bodies.map(|m| std::str::from_utf8(&m.1).unwrap()).collect()
 }
 
+/// The text of a camera that shows the pictures of a folder.
+fn camera(id: &str, pictures: &Path, options: &str) -> String {
+    let pictures = pictures.display();
+    format!("[[camera]]\nid = \"{id}\"\nsource = \"dir://{pictures}{options}\"\n")
+}
+
 fn reload(daemon: &Daemon, text: &str) -> Result<Reply, Refusal> {
     daemon.write(text);
     daemon.ask(Command::Reload)
@@ -201,10 +208,7 @@ fn queries_zones_and_cameras_change_while_the_other_cameras_stream_on() {
     let text = |rest: &str| config_text(dir.path(), &format!("{rest}\n{}", mqtt(&broker)));
     let zone = "[[camera.zone]]\nid = \"bay\"\npolygon = [[0, 0], [1, 0], [1, 1], [0, 1]]\n";
     let sea = "[[query]]\nid = \"sea\"\nprompts = [\"blue\"]\nmin_hits = 1\nzones = [\"bay\"]\n";
-    let gate = format!(
-        "[[camera]]\nid = \"gate\"\nsource = \"dir://{}/frames?fps=20&loop\"\n{zone}",
-        dir.path().display()
-    );
+    let gate = format!("{}{zone}", camera("gate", &dir.path().join("frames"), "?fps=20&loop"));
     let messages = collected(&broker, || {
         let daemon = Daemon::start(dir.path(), &text(""));
         until("red is seen", || daemon.count("yard", "red") == Some(1));
@@ -393,10 +397,7 @@ fn a_clip_stays_where_it_is_while_detection_is_off() {
     for i in 0..1_000 {
         picture.save(pictures.join(format!("{i:03}.png"))).unwrap();
     }
-    let clip = format!(
-        "[[camera]]\nid = \"clip\"\nsource = \"dir://{}\"\n{NO_BUS}",
-        pictures.display()
-    );
+    let clip = format!("{}{NO_BUS}", camera("clip", &pictures, ""));
     let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &clip));
     let status = || daemon.board.now().cameras.get("clip")?.status;
     until("the clip plays", || status() == Some(DetectStatus::Online));
@@ -412,10 +413,7 @@ fn a_clip_stays_where_it_is_while_detection_is_off() {
 fn detection_that_is_switched_on_again_does_not_bring_a_camera_back() {
     let dir = tempfile::tempdir().unwrap();
     write_model_and_frames(dir.path());
-    let clip = format!(
-        "[[camera]]\nid = \"clip\"\nsource = \"dir://{}/frames\"\n{NO_BUS}",
-        dir.path().display()
-    );
+    let clip = format!("{}{NO_BUS}", camera("clip", &dir.path().join("frames"), ""));
     let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &clip));
     let status = || daemon.board.now().cameras.get("clip")?.status;
     until("the clip has ended", || status() == Some(DetectStatus::Offline));
