@@ -25,3 +25,17 @@ pub(super) async fn script() -> impl IntoResponse {
 pub(super) async fn icon() -> impl IntoResponse {
     ([(CONTENT_TYPE, "image/svg+xml")], include_str!("page/icon.svg"))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::message::topic::RESERVED_QUERIES;
+
+    #[test]
+    fn the_page_names_no_query_as_topics_need_it() {
+        let script = include_str!("page/page.js");
+        let (_, rest) = script.split_once("RESERVED = new Set(").unwrap();
+        let (list, _) = rest.split_once(");").unwrap();
+        let words: Vec<String> = serde_json::from_str(list).unwrap();
+        assert_eq!(words, RESERVED_QUERIES);
+    }
+}
