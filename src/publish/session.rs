@@ -76,6 +76,10 @@ impl Retry {
         } else {
             News::Nothing
         };
+        if news == News::Lost {
+            // Told of the end of this one already.
+            self.connected = false;
+        }
         (pause, news)
     }
 }
@@ -389,6 +393,9 @@ mod tests {
         assert_eq!(ended(Some(2)), (4, News::Nothing));
         assert_eq!(ended(None), (4, News::Lost));
         assert_eq!(ended(None), (4, News::Nothing));
+        // The broker went away while there was a good connection, which is one piece of news.
+        assert_eq!(ended(Some(9)), (1, News::Lost));
+        assert_eq!(ended(None), (2, News::Nothing));
     }
 
     #[test]
