@@ -131,9 +131,7 @@ impl Service<'_> {
 
     /// Keeps a change across restarts.
     fn keep(&mut self, camera: &str, change: impl FnOnce(&mut LiveCamera)) {
-        let mut kept = self.live.camera(camera);
-        change(&mut kept);
-        if let Err(error) = self.live.keep(camera, kept) {
+        if let Err(error) = self.live.keep(camera, change) {
             warn!(camera, %error, "the change holds until the daemon ends: it cannot be kept");
         }
     }

@@ -102,12 +102,12 @@ impl LiveState {
         kept.cloned().unwrap_or_default()
     }
 
-    /// Keeps the changes of a camera.
+    /// Keeps a change of a camera, beside what was kept before.
     ///
     /// # Errors
-    /// What the system says, or more than a file may have; they hold until the program ends all the same.
-    pub(super) fn keep(&mut self, id: &str, camera: LiveCamera) -> io::Result<()> {
-        self.cameras.insert(id.to_owned(), camera);
+    /// What the system says, or more than a file may have; it holds until the program ends all the same.
+    pub(super) fn keep(&mut self, id: &str, change: impl FnOnce(&mut LiveCamera)) -> io::Result<()> {
+        change(self.cameras.entry(id.to_owned()).or_default());
         let Some(path) = &self.path else { return Ok(()) };
         let file = LiveFile {
             version: VERSION,
@@ -173,7 +173,7 @@ mod tests {
         let state = dir.path().join("deep/state");
         let mut live = LiveState::read(Some(&state));
         assert_eq!(live.camera("yard"), LiveCamera::default());
-        live.keep("yard", changed()).unwrap();
+        live.keep("yard", |kept| *kept = changed()).unwrap();
         let live = LiveState::read(Some(&state));
         assert_eq!((live.camera("yard"), live.camera("gate").detect), (changed(), true));
     }
@@ -181,17 +181,23 @@ mod tests {
     #[test]
     fn where_nothing_may_be_changed_what_was_changed_does_not_hold() {
         let mut live = LiveState::read(None);
-        live.keep("yard", changed()).unwrap();
+        live.keep("yard", |kept| *kept = changed()).unwrap();
         live.set_open(false);
         assert_eq!(live.camera("yard"), LiveCamera::default());
+        // Nor is it lost to a change that was on its way.
+        live.keep("yard", |kept| kept.detect = true).unwrap();
         live.set_open(true);
-        assert_eq!(live.camera("yard"), changed());
+        let both = LiveCamera {
+            detect: true,
+            ..changed()
+        };
+        assert_eq!(live.camera("yard"), both);
     }
 
     #[test]
     fn without_a_directory_changes_hold_until_the_end() {
         let mut live = LiveState::read(None);
-        live.keep("yard", changed()).unwrap();
+        live.keep("yard", |kept| *kept = changed()).unwrap();
         assert_eq!(live.camera("yard"), changed());
     }
 
@@ -201,7 +207,7 @@ mod tests {
         // As an error of the disk, reading a folder is one of the system.
         std::fs::create_dir(dir.path().join("live.json")).unwrap();
         let mut live = LiveState::read(Some(dir.path()));
-        live.keep("a", changed()).unwrap();
+        live.keep("a", |kept| *kept = changed()).unwrap();
         assert_eq!(live.camera("a"), changed());
         let left: Vec<_> = std::fs::read_dir(dir.path())
             .unwrap()
@@ -214,17 +220,9 @@ mod tests {
     fn more_than_can_be_read_again_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let mut live = LiveState::read(Some(dir.path()));
-        live.keep("yard", changed()).unwrap();
+        live.keep("yard", |kept| *kept = changed()).unwrap();
         let background = Some(vec!["x".repeat(9 << 20)]);
-        let refused = live
-            .keep(
-                "gate",
-                LiveCamera {
-                    background,
-                    ..changed()
-                },
-            )
-            .unwrap_err();
+        let refused = live.keep("gate", |kept| kept.background = background).unwrap_err();
         assert!(refused.to_string().ends_with("expected at most 8388608"), "{refused}");
         assert_eq!(LiveState::read(Some(dir.path())).camera("yard"), changed());
     }
@@ -245,7 +243,7 @@ mod tests {
                 std::fs::read_to_string(dir.path().join("live.json.refused")).unwrap(),
                 bad
             );
-            live.keep("a", changed()).unwrap();
+            live.keep("a", |kept| *kept = changed()).unwrap();
         }
     }
 }
