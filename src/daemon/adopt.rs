@@ -94,13 +94,20 @@ impl Service<'_> {
         let detect = self.live.camera(camera.id.as_str()).detect;
         if detect != station.detects() {
             station.detect(detect, feed.attention(), &self.outlet);
+            if !detect {
+                self.expect_nothing(feed.slot());
+            }
         }
         feed.attention().set_rules(camera.motion);
         feed.attention().want_next();
         if moved {
             info!(camera = %camera.id, "camera has another source");
-            self.outlet.show(camera, station.detects());
+            self.outlet.show(camera, detect);
             station.gone(&self.outlet);
+            if !detect {
+                // No frame comes that could say so.
+                station.idle(&self.outlet);
+            }
             let slot = feed.slot();
             self.expect_nothing(slot);
             feed.intake().count_skipped(self.latest.dropped(slot));

@@ -22,6 +22,9 @@ use super::view::SourceCounts;
 /// again waits that long for it.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// How long a source that was replaced may take to end.
+const HANGS: Duration = Duration::from_secs(5);
+
 /// Pause between two looks at whether to end.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -66,7 +69,7 @@ pub(super) struct Feed {
 
 impl Feed {
     /// Starts the thread of a camera for a model that looks at `side` pixels; what is wanted of its frames is said to
-    /// `attention`. It goes on counting what `before` counted, and waits for its thread, which may hold the same device, to end.
+    /// `attention`. It goes on counting what `before` counted, and waits for its thread to end, but not for ever.
     pub(super) fn start(
         camera: &config::Camera,
         side: usize,
@@ -87,8 +90,10 @@ impl Feed {
                 let (latest, clock, ended) = (Arc::clone(latest), Arc::clone(clock), Arc::clone(&ended));
                 let (intake, attention) = (Arc::clone(&intake), Arc::clone(&attention));
                 move || {
-                    // What became of it was its own to tell.
-                    let _ = before.map(JoinHandle::join);
+                    let freed = before.is_none_or(|before| frees(&before, &latest, clock.as_ref(), &ended));
+                    if !freed {
+                        warn!(source = uri.text, "the source before this one hangs; opened beside it");
+                    }
                     watch(slot, &uri, &latest, (&intake, &attention), &clock, &ended);
                 }
             })?;
@@ -139,6 +144,22 @@ impl Feed {
         latest.remove(self.slot);
         self.thread
     }
+}
+
+/// Waits for the thread of the source before, which may hold the same device; `false` if it does not end, as when a pipe has no
+/// writer or a file is on a server that is away. What became of it was its own to tell.
+fn frees(before: &JoinHandle<()>, latest: &Latest<Delivery>, clock: &dyn Clock, ended: &AtomicBool) -> bool {
+    let until = clock.now().monotonic + HANGS;
+    while !before.is_finished() {
+        if clock.now().monotonic >= until {
+            return false;
+        }
+        if ended.load(Ordering::Relaxed) || latest.is_closed() {
+            break;
+        }
+        clock.sleep(TICK);
+    }
+    true
 }
 
 /// Feeds one slot from one source; opens it again after every failure, until the end of the source or of the feed.
