@@ -21,7 +21,10 @@ use samclip::daemon::run::{Surroundings, run_with};
 use samclip::message::event::{EventKind, EventMessage};
 use samclip::message::payload::{DetectStatus, FrameMessage};
 use samclip::message::query::QueryMessage;
+use samclip::message::topic::{CameraId, QueryId, Topics};
 use samclip::publish::broker::Broker;
+use samclip::publish::mqtt::{Publisher, Settings};
+use samclip::runtime::progress::Stage;
 use samclip::runtime::{self, Backend, RuntimeError, RuntimeOptions, TextEncoder};
 use subscriber::collect;
 
@@ -272,7 +275,10 @@ fn queries_zones_and_cameras_change_while_the_other_cameras_stream_on() {
     let frames = messages.iter().filter(|m| m.0 == "samclip/yard/frame");
     let numbers: Vec<u64> = frames.map(|m| FrameMessage::decode(&m.1).unwrap().seq).collect();
     assert!(numbers.len() > 3 && numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
-    assert_eq!(of(&messages, "samclip/yard/status/detect"), ["online", "offline"]);
+    assert_eq!(
+        of(&messages, "samclip/yard/status/detect"),
+        ["offline", "online", "offline"]
+    );
     assert_eq!(of(&messages, "samclip/available"), ["online", "stopped"]);
     for topic in [
         "gate/status/detect",
@@ -407,6 +413,93 @@ fn a_clip_stays_where_it_is_while_detection_is_off() {
     assert_eq!(status(), Some(DetectStatus::Disabled));
     assert_eq!(daemon.ask(detects("clip", true)), Ok(Reply::Done));
     until("the clip plays on", || status() == Some(DetectStatus::Online));
+}
+
+#[test]
+fn another_clip_does_not_make_a_camera_offline_whose_detection_is_off() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let frames = dir.path().join("frames");
+    let broker = broker();
+    let text = |options: &str| {
+        let clip = camera("clip", &frames, options);
+        config_text(dir.path(), &format!("{clip}{}", mqtt(&broker)))
+    };
+    let daemon = Daemon::start(dir.path(), &text("?loop"));
+    let status = || daemon.board.now().cameras.get("clip")?.status;
+    until("the clip plays", || status() == Some(DetectStatus::Online));
+    assert_eq!(daemon.ask(detects("clip", false)), Ok(Reply::Done));
+    assert_eq!(reload(&daemon, &text("")), Ok(Reply::Done));
+    assert_eq!(status(), Some(DetectStatus::Disabled));
+}
+
+#[test]
+fn a_source_that_hangs_gives_way_to_another_one() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    // Opening it waits for a writer.
+    let pipe = dir.path().join("pipe.y4m");
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let hangs = format!(
+        "[[camera]]\nid = \"clip\"\nsource = \"file://{}\"\n{NO_BUS}",
+        pipe.display()
+    );
+    let shows = format!("{}{NO_BUS}", camera("clip", &dir.path().join("frames"), "?loop"));
+    let daemon = Daemon::start(dir.path(), &config_text(dir.path(), &hangs));
+    until("red is seen", || daemon.count("yard", "red") == Some(1));
+    assert_eq!(reload(&daemon, &config_text(dir.path(), &shows)), Ok(Reply::Done));
+    let status = || daemon.board.now().cameras.get("clip")?.status;
+    until("the other source plays", || status() == Some(DetectStatus::Online));
+}
+
+#[test]
+fn what_a_broker_keeps_from_before_does_not_hold_while_the_model_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model_and_frames(dir.path());
+    let broker = broker();
+    let topics = Topics::new("samclip").unwrap();
+    let (yard, red) = (CameraId::new("yard").unwrap(), QueryId::new("red").unwrap());
+    let (count, status) = (topics.count(&yard, &red), topics.detect_status(&yard));
+    // A run that a power cut ended.
+    let before = Settings::new("127.0.0.1", broker.address().port(), "before", topics.available());
+    let before = Publisher::start(before).unwrap();
+    before.publish(count.clone(), b"1".to_vec());
+    before.publish(status.clone(), b"online".to_vec());
+    assert!(before.wait_connected(PATIENCE) && before.wait_sent(PATIENCE));
+    drop(before);
+    let (ready, _listens) = channel();
+    let until_kept = |counted: &[u8], said: &[u8]| {
+        let (mut last_count, mut last_status) = (Vec::new(), Vec::new());
+        collect(broker.address(), &ready, |topic, payload| {
+            if topic == count.name {
+                last_count = payload.to_vec();
+            } else if topic == status.name {
+                last_status = payload.to_vec();
+            }
+            (&*last_count, &*last_status) == (counted, said)
+        });
+    };
+    let config = Config::parse(&config_text(dir.path(), &mqtt(&broker)), "test.toml".as_ref()).unwrap();
+    let (clock, stop): (Arc<dyn Clock>, _) = (Arc::new(SystemClock::new()), AtomicBool::new(false));
+    let surroundings = Surroundings::new(Notifier::new(None, None));
+    let ended = run_with(&config, &clock, &stop, surroundings, |progress| {
+        until_kept(b"0", b"offline");
+        progress.stage(&Stage::BuildEngine(None));
+        until_kept(b"0", b"building_engine");
+        progress.stage(&Stage::EmbedTexts);
+        until_kept(b"0", b"offline");
+        Err(RuntimeError::Cancelled {
+            path: dir.path().into(),
+        }
+        .into())
+    });
+    assert!(ended.is_err());
 }
 
 #[test]

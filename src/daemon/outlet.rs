@@ -15,8 +15,10 @@ use crate::message::query::QueryMessage;
 use crate::message::topic::{CameraId, QueryId, Topic, Topics};
 use crate::publish::mqtt::{Incoming, PublishStats, Settings, Unkept};
 
+use super::asking::Asking;
 use super::board::Board;
 use super::config::{self, Config};
+use super::live::LiveState;
 use broker::Broker;
 pub(super) use broker::broker_settings;
 
@@ -37,7 +39,8 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
-    pub(super) fn start(config: &Config, board: Board) -> anyhow::Result<Self> {
+    /// Opens the connection that the configuration asks for, and says that no camera has shown anything yet.
+    pub(super) fn start(config: &Config, board: Board, live: &LiveState) -> anyhow::Result<Self> {
         let mut outlet = Self {
             mqtt: None,
             board,
@@ -50,8 +53,28 @@ impl Outlet {
         if let (Some(settings), Some(mqtt)) = (broker_settings(config)?, &config.mqtt) {
             outlet.mqtt = Some(Broker::start(config, settings, mqtt)?);
         }
-        config.cameras.iter().for_each(|camera| outlet.show(camera, true));
+        outlet.begin(config, live);
         Ok(outlet)
+    }
+
+    /// No camera has shown anything yet: what the broker keeps from before a power cut holds no more.
+    pub(super) fn begin(&self, config: &Config, live: &LiveState) {
+        for camera in &config.cameras {
+            let kept = live.camera(camera.id.as_str());
+            self.show(camera, kept.detect);
+            self.board.camera(camera.id.as_str(), |shown| shown.status = None);
+            let status = if kept.detect {
+                DetectStatus::Offline
+            } else {
+                DetectStatus::Disabled
+            };
+            self.send(|t| t.detect_status(&camera.id), status.as_str().into());
+            for query in Asking::of_camera(camera, config, &kept).queries {
+                for topic in [Topics::count, Topics::active] {
+                    self.send(|t| topic(t, &camera.id, &query.id), b"0".to_vec());
+                }
+            }
+        }
     }
 
     fn set_prefixes(&mut self, config: &Config) {
@@ -79,8 +102,10 @@ impl Outlet {
         }
         let owed = match (&self.mqtt, &wanted) {
             (Some(broker), Some((settings, mqtt))) if broker.is_of(settings) => {
-                let mut owed = broker.owed(mqtt);
-                owed.extend(described.into_iter().filter(|topic| !now.contains(topic)));
+                let mut owed = broker.owed(mqtt, &self.board.now());
+                owed.extend(described);
+                // A device that is described anew would vanish in between, with what Home Assistant knows of it.
+                owed.retain(|topic| !now.contains(topic));
                 owed
             }
             _ => Vec::new(),
@@ -363,7 +388,7 @@ mod tests {
         let dock = format!("{told}\nclient_id = \"dock\"");
         let moved = format!("{dock}\nprefix = \"dock\"");
         let [first, renamed, moved, elsewhere] = [told, &dock, &moved, "port = 2"].map(|mqtt| config(dir.path(), mqtt));
-        let mut outlet = Outlet::start(&first, Board::new()).unwrap();
+        let mut outlet = Outlet::start(&first, Board::new(), &LiveState::read(None)).unwrap();
         let owed = |outlet: &Outlet| {
             let topics = outlet.mqtt.as_ref().unwrap().publisher.withdrawals();
             topics.into_iter().map(|topic| topic.name).collect::<Vec<_>>()
@@ -378,12 +403,16 @@ mod tests {
         let mut expected = vec!["ha/device/samclipd-yard/config".to_owned()];
         expected.extend(forgotten);
         assert_eq!(owed(&outlet), expected);
+        let device = "ha/device/dock-yard/config".to_owned();
+        outlet.query_states(&camera, &[(&query, QueryMessage::default())]);
+        outlet.describe(&camera, &[&query], &[], true);
         outlet.count(&camera, &query, 1, 1);
         assert!(outlet.adopt(&moved, broker_settings(&moved).unwrap()));
         let topics = owed(&outlet);
-        for left in ["samclip/yard/person", "samclip/yard/person/active"] {
-            assert!(topics.contains(&left.to_owned()), "{left} is not among {topics:?}");
+        for left in ["", "/active", "/snapshot"].map(|end| format!("samclip/yard/person{end}")) {
+            assert!(topics.contains(&left), "{left} is not among {topics:?}");
         }
+        assert!(!topics.contains(&device), "{topics:?}");
         assert!(outlet.adopt(&elsewhere, broker_settings(&elsewhere).unwrap()));
         assert!(owed(&outlet).is_empty());
     }

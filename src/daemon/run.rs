@@ -116,6 +116,8 @@ impl Surroundings {
 /// Tells of what the start waits for, and every camera's subscribers that an engine is being built.
 struct Announce<'a> {
     outlet: &'a Outlet,
+    config: &'a Config,
+    live: &'a LiveState,
     notifier: &'a Notifier,
     stop: &'a AtomicBool,
 }
@@ -130,6 +132,9 @@ impl Progress for Announce<'_> {
             self.outlet.board().phase(Phase::BuildingEngine);
             self.outlet.status_of_all(DetectStatus::BuildingEngine);
         } else {
+            if self.outlet.board().now().phase == Phase::BuildingEngine {
+                self.outlet.begin(self.config, self.live);
+            }
             self.outlet.board().phase(Phase::Opening);
         }
     }
@@ -188,13 +193,15 @@ pub fn run_with(
         door,
         requests,
     } = surroundings;
-    let outlet = Outlet::start(config, board.clone())?;
-    let _http = open_http(config, &board, &view, &door)?;
-    let _bus = open_bus(config, &board, &door);
     let mut live = LiveState::read(state_dir(config.state.as_deref()).as_deref());
     live.set_open(takes_commands(config));
+    let outlet = Outlet::start(config, board.clone(), &live)?;
+    let _http = open_http(config, &board, &view, &door)?;
+    let _bus = open_bus(config, &board, &door);
     let announce = Announce {
         outlet: &outlet,
+        config,
+        live: &live,
         notifier: &notifier,
         stop,
     };

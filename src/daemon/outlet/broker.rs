@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::daemon::board::DaemonState;
 use crate::daemon::config::{Config, Mqtt};
 use crate::daemon::directories::state_dir;
 use crate::message::homeassistant::birth_topic;
-use crate::message::topic::{Topic, Topics};
+use crate::message::topic::{CameraId, QueryId, Topic, Topics};
 use crate::publish::mqtt::{Publisher, Settings};
 use crate::publish::spool::Spool;
 
@@ -71,14 +72,26 @@ impl Broker {
         (&self.settings, self.spool_bytes, &self.topics) == (settings, mqtt.spool_bytes, &mqtt.topics)
     }
 
-    /// What another connection to the same broker, of configuration `mqtt`, has to withdraw.
-    pub(super) fn owed(&self, mqtt: &Mqtt) -> Vec<Topic> {
+    /// What another connection to the same broker, of configuration `mqtt`, has to withdraw; `shown` is what is known of the cameras.
+    pub(super) fn owed(&self, mqtt: &Mqtt, shown: &DaemonState) -> Vec<Topic> {
         if self.topics == mqtt.topics {
             return self.publisher.withdrawals();
         }
         // Nobody speaks of them under the old prefix any more; that the old connection has ended it has said itself.
         let kept = self.publisher.retained().into_iter();
-        kept.filter(|topic| *topic != self.topics.available()).collect()
+        let kept = kept.filter(|topic| *topic != self.topics.available());
+        // Pictures are published once, perhaps by a connection before this one.
+        kept.chain(self.pictures(shown)).collect()
+    }
+
+    /// Where the pictures of all queries are.
+    fn pictures(&self, shown: &DaemonState) -> Vec<Topic> {
+        let cameras = shown.cameras.iter();
+        let ids = cameras.flat_map(|(camera, shown)| shown.queries.keys().map(move |query| (camera, query)));
+        // What is shown was an id before.
+        let ids = ids.filter_map(|(camera, query)| Some((CameraId::new(camera).ok()?, QueryId::new(query).ok()?)));
+        ids.map(|(camera, query)| self.topics.snapshot(&camera, &query))
+            .collect()
     }
 
     /// Whether it is connected to the broker that `settings` name.
