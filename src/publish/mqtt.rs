@@ -246,6 +246,11 @@ impl State {
         }
     }
 
+    /// What was handed over on this connection and is not acknowledged.
+    pub(super) fn on_their_way(&self) -> impl Iterator<Item = &Carried> {
+        self.handed.iter().chain(self.in_flight.values())
+    }
+
     /// Keeps a message from the broker for whoever takes it, or else why it is not kept.
     pub(super) fn arrived(&mut self, message: Incoming) {
         let why = if message.payload.len() > MAX_COMMAND_BYTES {
@@ -446,10 +451,9 @@ impl Publisher {
     #[must_use]
     pub fn wait_sent(&self, timeout: Duration) -> bool {
         self.wait(timeout, |state| {
-            let mut on_their_way = state.handed.iter().chain(state.in_flight.values());
             state.connected
                 && state.outbox.is_empty()
-                && on_their_way.all(|carried| matches!(carried, Carried::Event(_)))
+                && state.on_their_way().all(|carried| matches!(carried, Carried::Event(_)))
         })
     }
 

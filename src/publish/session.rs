@@ -32,7 +32,7 @@ struct Retry {
     pause: Duration,
     /// Whether the log has it that there is no broker, and that connections do not last.
     told: (bool, bool),
-    /// Whether the last try connected.
+    /// Whether the log's last word is that there is a broker.
     connected: bool,
 }
 
@@ -77,7 +77,6 @@ impl Retry {
             News::Nothing
         };
         if news == News::Lost {
-            // Told of the end of this one already.
             self.connected = false;
         }
         (pause, news)
@@ -215,11 +214,7 @@ fn acknowledged(shared: &Shared, number: u16, taken: bool) {
     let carried = state.in_flight.remove(&number);
     if let Some(Carried::Withdrawal(name)) = &carried
         && taken
-        && !state
-            .handed
-            .iter()
-            .chain(state.in_flight.values())
-            .any(|c| Some(c) == carried.as_ref())
+        && !state.on_their_way().any(|c| Some(c) == carried.as_ref())
     {
         state.outbox.withdrawn(name);
     }
@@ -295,7 +290,7 @@ fn after_events(state: &mut State, farewell: &mut Option<Topic>) -> Next {
             let payload = Availability::Stopped.as_str().into();
             hand_over(Message { topic, payload }, None, state)
         }
-        None if state.handed.is_empty() && state.in_flight.is_empty() => Next::Goodbye,
+        None if state.on_their_way().next().is_none() => Next::Goodbye,
         None => Next::Wait,
     }
 }
