@@ -94,9 +94,9 @@ impl Service<'_> {
         let detect = self.live.camera(camera.id.as_str()).detect;
         if detect != station.detects() {
             station.detect(detect, feed.attention(), &self.outlet);
-            if !detect {
-                self.expect_nothing(feed.slot());
-            }
+        }
+        if moved || !detect {
+            self.expect_nothing(feed.slot());
         }
         feed.attention().set_rules(camera.motion);
         feed.attention().want_next();
@@ -109,7 +109,6 @@ impl Service<'_> {
                 station.idle(&self.outlet);
             }
             let slot = feed.slot();
-            self.expect_nothing(slot);
             feed.intake().count_skipped(self.latest.dropped(slot));
             let (intake, attention) = (Arc::clone(feed.intake()), Arc::clone(feed.attention()));
             let before = Some((feed.end(&self.latest), intake));

@@ -35,10 +35,19 @@ impl Asking {
     ///
     /// A change that cannot hold any more is told and left out.
     pub(super) fn of_camera(camera: &config::Camera, config: &Config, live: &LiveCamera) -> Self {
-        let mut asking = Self::configured(config);
-        let left_out = |what: &str, error: String| {
+        Self::merged(camera, config, live, |what, error| {
             warn!(camera = %camera.id, what, error, "a live change is left out");
-        };
+        })
+    }
+
+    /// As [`Self::of_camera`]; `left_out` hears of a change that cannot hold any more: what, and why.
+    pub(super) fn merged(
+        camera: &config::Camera,
+        config: &Config,
+        live: &LiveCamera,
+        left_out: impl Fn(&str, String),
+    ) -> Self {
+        let mut asking = Self::configured(config);
         for (id, message) in &live.queries {
             let changed = match message {
                 None => asking.without(id),

@@ -16,7 +16,7 @@ use crate::message::topic::{CameraId, QueryId, Topic, Topics};
 use crate::publish::mqtt::{Incoming, PublishStats, Settings, Unkept};
 
 use super::asking::Asking;
-use super::board::Board;
+use super::board::{Board, CameraState};
 use super::config::{self, Config};
 use super::live::LiveState;
 use broker::Broker;
@@ -53,27 +53,30 @@ impl Outlet {
         if let (Some(settings), Some(mqtt)) = (broker_settings(config)?, &config.mqtt) {
             outlet.mqtt = Some(Broker::start(config, settings, mqtt)?);
         }
-        outlet.begin(config, live);
+        for camera in &config.cameras {
+            let kept = live.camera(camera.id.as_str());
+            outlet.show(camera, kept.detect);
+            // What is left out is told where the texts are prepared.
+            for query in Asking::merged(camera, config, &kept, |_, _| {}).queries {
+                for topic in [Topics::count, Topics::active] {
+                    outlet.send(|t| topic(t, &camera.id, &query.id), b"0".to_vec());
+                }
+            }
+        }
+        outlet.await_frames();
         Ok(outlet)
     }
 
-    /// No camera has shown anything yet: what the broker keeps from before a power cut holds no more.
-    pub(super) fn begin(&self, config: &Config, live: &LiveState) {
-        for camera in &config.cameras {
-            let kept = live.camera(camera.id.as_str());
-            self.show(camera, kept.detect);
-            self.board.camera(camera.id.as_str(), |shown| shown.status = None);
-            let status = if kept.detect {
+    /// Says that no camera has shown anything yet: what the broker keeps from before a power cut holds no more.
+    pub(super) fn await_frames(&self) {
+        for (camera, shown) in self.shown() {
+            self.board.camera(camera.as_str(), |shown| shown.status = None);
+            let status = if shown.detect {
                 DetectStatus::Offline
             } else {
                 DetectStatus::Disabled
             };
-            self.send(|t| t.detect_status(&camera.id), status.as_str().into());
-            for query in Asking::of_camera(camera, config, &kept).queries {
-                for topic in [Topics::count, Topics::active] {
-                    self.send(|t| topic(t, &camera.id, &query.id), b"0".to_vec());
-                }
-            }
+            self.send(|t| t.detect_status(&camera), status.as_str().into());
         }
     }
 
@@ -102,7 +105,7 @@ impl Outlet {
         }
         let owed = match (&self.mqtt, &wanted) {
             (Some(broker), Some((settings, mqtt))) if broker.is_of(settings) => {
-                let mut owed = broker.owed(mqtt, &self.board.now());
+                let mut owed = broker.owed(mqtt, &self.shown());
                 owed.extend(described);
                 // A device that is described anew would vanish in between, with what Home Assistant knows of it.
                 owed.retain(|topic| !now.contains(topic));
@@ -126,10 +129,17 @@ impl Outlet {
 
     /// Where the cameras on the board are described to Home Assistant.
     fn devices(&self) -> Vec<Topic> {
-        let state = self.board.now();
-        let cameras = state.cameras.keys().filter_map(|id| CameraId::new(id).ok());
+        let cameras = self.shown().into_iter();
         cameras
-            .filter_map(|camera| Some(self.device(&camera, &[], &[], false)?.topic()))
+            .filter_map(|(camera, _)| Some(self.device(&camera, &[], &[], false)?.topic()))
+            .collect()
+    }
+
+    /// The cameras on the board; what is shown was a camera's id before.
+    fn shown(&self) -> Vec<(CameraId, CameraState)> {
+        let cameras = self.board.now().cameras.into_iter();
+        cameras
+            .filter_map(|(id, shown)| Some((CameraId::new(&id).ok()?, shown)))
             .collect()
     }
 
@@ -164,11 +174,8 @@ impl Outlet {
 
     /// Says a state of every camera that is shown.
     pub(super) fn status_of_all(&self, status: DetectStatus) {
-        for id in self.board.now().cameras.keys() {
-            // What is shown was a camera's id before.
-            if let Ok(camera) = CameraId::new(id) {
-                self.status(&camera, status);
-            }
+        for (camera, _) in self.shown() {
+            self.status(&camera, status);
         }
     }
 

@@ -116,8 +116,6 @@ impl Surroundings {
 /// Tells of what the start waits for, and every camera's subscribers that an engine is being built.
 struct Announce<'a> {
     outlet: &'a Outlet,
-    config: &'a Config,
-    live: &'a LiveState,
     notifier: &'a Notifier,
     stop: &'a AtomicBool,
 }
@@ -133,7 +131,7 @@ impl Progress for Announce<'_> {
             self.outlet.status_of_all(DetectStatus::BuildingEngine);
         } else {
             if self.outlet.board().now().phase == Phase::BuildingEngine {
-                self.outlet.begin(self.config, self.live);
+                self.outlet.await_frames();
             }
             self.outlet.board().phase(Phase::Opening);
         }
@@ -200,8 +198,6 @@ pub fn run_with(
     let _bus = open_bus(config, &board, &door);
     let announce = Announce {
         outlet: &outlet,
-        config,
-        live: &live,
         notifier: &notifier,
         stop,
     };

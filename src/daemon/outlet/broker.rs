@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use crate::daemon::board::DaemonState;
+use crate::daemon::board::CameraState;
 use crate::daemon::config::{Config, Mqtt};
 use crate::daemon::directories::state_dir;
 use crate::message::homeassistant::birth_topic;
@@ -72,8 +72,8 @@ impl Broker {
         (&self.settings, self.spool_bytes, &self.topics) == (settings, mqtt.spool_bytes, &mqtt.topics)
     }
 
-    /// What another connection to the same broker, of configuration `mqtt`, has to withdraw; `shown` is what is known of the cameras.
-    pub(super) fn owed(&self, mqtt: &Mqtt, shown: &DaemonState) -> Vec<Topic> {
+    /// What another connection to the same broker, of configuration `mqtt`, has to withdraw; `shown` are the cameras.
+    pub(super) fn owed(&self, mqtt: &Mqtt, shown: &[(CameraId, CameraState)]) -> Vec<Topic> {
         if self.topics == mqtt.topics {
             return self.publisher.withdrawals();
         }
@@ -85,12 +85,11 @@ impl Broker {
     }
 
     /// Where the pictures of all queries are.
-    fn pictures(&self, shown: &DaemonState) -> Vec<Topic> {
-        let cameras = shown.cameras.iter();
+    fn pictures(&self, shown: &[(CameraId, CameraState)]) -> Vec<Topic> {
+        let cameras = shown.iter();
         let ids = cameras.flat_map(|(camera, shown)| shown.queries.keys().map(move |query| (camera, query)));
-        // What is shown was an id before.
-        let ids = ids.filter_map(|(camera, query)| Some((CameraId::new(camera).ok()?, QueryId::new(query).ok()?)));
-        ids.map(|(camera, query)| self.topics.snapshot(&camera, &query))
+        // What is shown was a query's id before.
+        ids.filter_map(|(camera, query)| Some(self.topics.snapshot(camera, &QueryId::new(query).ok()?)))
             .collect()
     }
 
