@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::contract::hash_file;
 use crate::text::tokenizer::Tokenizer;
-use crate::train::dataset::{Dataset, Layout};
+use crate::train::dataset::{Dataset, Layout, Purpose};
 use crate::train::distill::{self, Teachers};
 use crate::train::feed::Feed;
 use crate::train::finetune;
@@ -83,7 +83,7 @@ impl<B: Kernels> Run<B> {
         std::fs::create_dir_all(&options.out).with_context(|| format!("cannot create {}", options.out.display()))?;
         let dataset = match options.data.as_slice() {
             [] => None,
-            patterns => Some(open_data(patterns, options.layout)?),
+            patterns => Some(open_photos(patterns, options.layout)?),
         };
         let data = dataset
             .as_ref()
@@ -291,13 +291,23 @@ pub fn untrained(recipe: &Recipe, sam: &Path, clip: &Path) -> Result<Weights> {
     })
 }
 
-/// Opens photos; corrupt samples are left out and named in the log.
+/// Opens photos to measure on: every sample is decoded once; those that cannot be are left out and named in the log. Of a folder
+/// without a set, `purpose` decides.
 ///
 /// # Errors
 /// Patterns that match nothing, unreadable tars, or no readable sample at all.
-pub fn open_data(patterns: &[String], layout: Option<Layout>) -> Result<Dataset> {
-    let mut dataset = Dataset::open_as(patterns, layout)?;
+pub fn open_data(patterns: &[String], layout: Option<Layout>, purpose: Purpose) -> Result<Dataset> {
+    let mut dataset = Dataset::open_as(patterns, layout, purpose)?;
     dataset.skip_corrupt();
+    opened(dataset, patterns)
+}
+
+/// Opens photos to learn from; those that cannot be decoded are found when their turn comes.
+fn open_photos(patterns: &[String], layout: Option<Layout>) -> Result<Dataset> {
+    opened(Dataset::open_as(patterns, layout, Purpose::Learning)?, patterns)
+}
+
+fn opened(dataset: Dataset, patterns: &[String]) -> Result<Dataset> {
     for error in dataset.skipped() {
         tracing::warn!(%error, "sample skipped");
     }

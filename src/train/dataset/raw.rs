@@ -1,7 +1,7 @@
-//! A sample as it is stored, in memory or on disk, and its decoding.
+//! A sample as it is stored, and its decoding.
 
-use std::borrow::Cow;
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{Cursor, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,52 +14,86 @@ use super::{ClassMask, ClassNames, DatasetError, Photo, Sample, SampleInfo, Segm
 /// Largest accepted picture side in pixels.
 const MAX_SIDE: u32 = 16_384;
 
-/// Largest accepted file in a folder; a larger one is damage or a trap, not a training photo.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Largest accepted file or member of a tar; a larger one is damage or a trap, not a training photo.
+pub(super) const MAX_STORED_BYTES: u64 = 64 << 20;
 
 /// Bytes at the end of a JPEG among which its end marker has to be; some cameras append a few.
 const JPEG_TAIL: usize = 4_096;
 
-/// Where the bytes of a picture are.
+/// Where the bytes of a picture or a list are; they are read when the sample is decoded.
 #[derive(Debug, Clone)]
 pub enum Stored {
-    /// In memory: members of tars.
-    Bytes(Vec<u8>),
-    /// In a file that is read when the sample is decoded.
+    /// In a tar.
+    Member {
+        /// The tar.
+        tar: Arc<Path>,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        length: u64,
+    },
+    /// In a file of its own.
     File(PathBuf),
 }
 
 impl Stored {
     /// The bytes, or what is wrong with the file.
-    pub(super) fn read(&self) -> Result<Cow<'_, [u8]>, String> {
-        let path = match self {
-            Self::Bytes(bytes) => return Ok(Cow::Borrowed(bytes)),
+    pub(super) fn read(&self) -> Result<Vec<u8>, String> {
+        let path: &Path = match self {
+            Self::Member { tar, .. } => tar,
             Self::File(path) => path,
         };
         let wrong = |error: std::io::Error| format!("{}: {error}", path.display());
-        let bytes = std::fs::metadata(path).map_err(wrong)?.len();
-        if bytes > MAX_FILE_BYTES {
+        let mut file = File::open(path).map_err(wrong)?;
+        let length = match self {
+            Self::Member { offset, length, .. } => {
+                file.seek(SeekFrom::Start(*offset)).map_err(wrong)?;
+                *length
+            }
+            Self::File(_) => file.metadata().map_err(wrong)?.len(),
+        };
+        if length > MAX_STORED_BYTES {
             return Err(format!(
-                "{} has {bytes} bytes, at most {MAX_FILE_BYTES} are accepted",
+                "{} has {length} bytes, at most {MAX_STORED_BYTES} are accepted",
                 path.display()
             ));
         }
-        std::fs::read(path).map(Cow::Owned).map_err(wrong)
+        let mut bytes = Vec::new();
+        file.take(length).read_to_end(&mut bytes).map_err(wrong)?;
+        Ok(bytes)
     }
 
-    /// What a fingerprint takes of it: the bytes, or a file's name and length.
-    pub(super) fn identity(&self) -> Cow<'_, [u8]> {
-        match self {
-            Self::Bytes(bytes) => Cow::Borrowed(bytes),
-            Self::File(path) => Self::identity_of(path).into(),
+    /// What a fingerprint takes of it: name and length of the file; the member's bytes where they are to be read and can be, else
+    /// its length.
+    pub(super) fn identity(&self, read: bool) -> Vec<u8> {
+        let known = match self {
+            Self::Member { length, .. } => length.to_be_bytes().to_vec(),
+            Self::File(path) => {
+                let length = std::fs::metadata(path).map_or(0, |m| m.len());
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                return format!("{name} {length}").into_bytes();
+            }
+        };
+        match read {
+            true => self.read().unwrap_or(known),
+            false => known,
         }
     }
 
-    /// A file's name and length.
-    pub(super) fn identity_of(path: &Path) -> Vec<u8> {
-        let length = std::fs::metadata(path).map_or(0, |m| m.len());
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        format!("{name} {length}").into_bytes()
+    /// Bytes of a member of a tar, 0 for a file.
+    fn member_bytes(&self) -> u64 {
+        match self {
+            Self::Member { length, .. } => *length,
+            Self::File(_) => 0,
+        }
+    }
+
+    /// What a list is called in an error: its file, or its kind in a tar.
+    pub(super) fn list_name(&self) -> String {
+        match self {
+            Self::Member { .. } => "json".into(),
+            Self::File(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        }
     }
 }
 
@@ -76,10 +110,10 @@ pub enum MaskSource {
 
 impl MaskSource {
     /// What a fingerprint takes of it.
-    pub(super) fn identity(&self) -> Cow<'_, [u8]> {
+    pub(super) fn identity(&self, read: bool) -> Vec<u8> {
         match self {
-            Self::Png(stored) | Self::Indexed(stored, _) => stored.identity(),
-            Self::Shapes(shapes) => format!("{shapes:?}").into_bytes().into(),
+            Self::Png(stored) | Self::Indexed(stored, _) => stored.identity(read),
+            Self::Shapes(shapes) => format!("{shapes:?}").into_bytes(),
         }
     }
 }
@@ -94,16 +128,15 @@ pub enum SegmentSource {
     /// Outlines, each a segment; larger ones lie below smaller ones.
     Shapes(Arc<[Shape]>),
     /// A JSON of SA-1B: `annotations[].segmentation` as COCO RLE.
-    SegmentAnything(PathBuf),
+    SegmentAnything(Stored),
 }
 
 impl SegmentSource {
     /// What a fingerprint takes of it.
-    pub(super) fn identity(&self) -> Cow<'_, [u8]> {
+    pub(super) fn identity(&self, read: bool) -> Vec<u8> {
         match self {
-            Self::Png(stored) | Self::Indexed(stored) => stored.identity(),
-            Self::Shapes(shapes) => format!("{shapes:?}").into_bytes().into(),
-            Self::SegmentAnything(path) => Stored::identity_of(path).into(),
+            Self::Png(stored) | Self::Indexed(stored) | Self::SegmentAnything(stored) => stored.identity(read),
+            Self::Shapes(shapes) => format!("{shapes:?}").into_bytes(),
         }
     }
 }
@@ -114,7 +147,7 @@ pub struct RawSample {
     /// Path of the members without extensions.
     pub key: String,
     /// The tar, folder or list it came from.
-    pub origin: PathBuf,
+    pub origin: Arc<Path>,
     /// Words.
     pub info: SampleInfo,
     /// JPEG or PNG.
@@ -126,34 +159,28 @@ pub struct RawSample {
 }
 
 impl RawSample {
+    /// Bytes that it has in a tar.
+    pub(super) fn member_bytes(&self) -> u64 {
+        let mask = match &self.mask {
+            Some(MaskSource::Png(stored) | MaskSource::Indexed(stored, _)) => stored.member_bytes(),
+            _ => 0,
+        };
+        let segments = match &self.segments {
+            Some(
+                SegmentSource::Png(stored) | SegmentSource::Indexed(stored) | SegmentSource::SegmentAnything(stored),
+            ) => stored.member_bytes(),
+            _ => 0,
+        };
+        self.photo.member_bytes() + mask + segments
+    }
+
     pub(super) fn corrupt(&self, part: &str, reason: impl ToString) -> DatasetError {
         DatasetError::Corrupt {
             key: self.key.clone(),
-            origin: self.origin.clone(),
+            origin: self.origin.to_path_buf(),
             part: part.into(),
             reason: reason.to_string(),
         }
-    }
-
-    /// Compares the sizes that the headers of pictures in memory state, without decoding.
-    pub(super) fn check_headers(&self) -> Result<(), DatasetError> {
-        let mut pictures = vec![("photo", &self.photo)];
-        if let Some(MaskSource::Png(mask)) = &self.mask {
-            pictures.push(("mask.png", mask));
-        }
-        if let Some(SegmentSource::Png(segments)) = &self.segments {
-            pictures.push(("seg.png", segments));
-        }
-        let mut expected = None;
-        for (part, stored) in pictures {
-            let Stored::Bytes(bytes) = stored else { continue };
-            let found = reader(bytes)
-                .and_then(|reader| reader.into_dimensions().map_err(|error| error.to_string()))
-                .map_err(|error| self.corrupt(part, error))?;
-            let (width, height) = *expected.get_or_insert(found);
-            self.same_size(part, found, (width, height))?;
-        }
-        Ok(())
     }
 
     fn same_size<T: PartialEq + std::fmt::Display>(
@@ -175,7 +202,6 @@ impl RawSample {
     /// [`DatasetError::Corrupt`] for damaged or missing pictures, sizes that differ, wrong pixel formats, outlines that
     /// are none and class indices without a name.
     pub fn decode(&self, names: &ClassNames) -> Result<Sample, DatasetError> {
-        self.check_headers()?;
         let rgb = self.picture("photo", &self.photo)?.into_rgb8();
         let photo = Photo {
             width: rgb.width() as usize,
@@ -267,9 +293,9 @@ impl RawSample {
             SegmentSource::Shapes(shapes) => {
                 shape::segments(shapes, width, height).map_err(|error| self.corrupt("segmentation", error))?
             }
-            SegmentSource::SegmentAnything(path) => {
-                let part = path.file_name().unwrap_or_default().to_string_lossy();
-                let shapes = super::layout::sa1b::shapes(path).map_err(|error| self.corrupt(&part, error))?;
+            SegmentSource::SegmentAnything(list) => {
+                let part = list.list_name();
+                let shapes = super::layout::sa1b::shapes(list).map_err(|error| self.corrupt(&part, error))?;
                 shape::segments(&shapes, width, height).map_err(|error| self.corrupt(&part, error))?
             }
         };

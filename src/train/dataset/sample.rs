@@ -58,6 +58,14 @@ pub struct SampleInfo {
     pub caption: Option<String>,
 }
 
+impl SampleInfo {
+    /// Whether anything is said about the photo.
+    #[must_use]
+    pub fn has_words(&self) -> bool {
+        !(self.classes.is_empty() && self.labels.is_empty() && self.captions.is_empty())
+    }
+}
+
 /// One photo with its masks and words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use super::presence::{Presence, PresenceRow, presence};
 use crate::contract::Manifest;
 use crate::runtime::{self, RuntimeOptions};
-use crate::train::dataset::Split;
+use crate::train::dataset::{Purpose, Split};
 use crate::train::run::open_data;
 
 /// What `train calibrate` is asked.
@@ -42,7 +42,7 @@ pub struct Options {
 /// What cannot be read, run or written; no labelled training photo; a model that is not silent enough at any threshold.
 pub fn run(options: &Options) -> Result<(f32, String)> {
     let bundle = Manifest::read(&options.bundle)?;
-    let dataset = open_data(&options.data, None)?;
+    let dataset = open_data(&options.data, None, Purpose::Learning)?;
     let side = options.side.unwrap_or(bundle.manifest.encoder.side);
     let sized = bundle.at(side)?;
     let mut engine = runtime::open(&sized, &RuntimeOptions::default())?;

@@ -14,7 +14,7 @@ use super::segmenter::Segmenter;
 use super::zero_shot::{Accuracy, Difference, Retrieval, accuracy_entries, classify, retrieve};
 use super::{chosen, semantic, speed};
 use crate::runtime::RuntimeOptions;
-use crate::train::dataset::{Dataset, Split};
+use crate::train::dataset::{Dataset, Purpose, Split};
 use crate::train::recipe::Recipe;
 use crate::train::run::open_data;
 use models::{Models, at_stage_2};
@@ -32,7 +32,7 @@ struct Data<'a> {
 /// What cannot be read, opened or run; no model at all.
 pub fn run(options: &Options) -> Result<Report> {
     let recipe = options.recipe.as_deref().map(Recipe::read).transpose()?;
-    let dataset = open_data(&options.data, options.layout)?;
+    let dataset = open_data(&options.data, options.layout, Purpose::Measuring)?;
     let part = options.part();
     let mut models = Models::open(options, recipe.as_ref(), &RuntimeOptions::default())?;
     let any = models.segmenters().next().is_some();

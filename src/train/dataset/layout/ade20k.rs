@@ -1,15 +1,18 @@
 //! ADE20K scene parsing (the benchmark of 150 names): `images/SET/ID.jpg`, `annotations/SET/ID.png` (0 = unlabelled, 1-150)
-//! and `objectInfo150.txt` (tab-separated, the last column holds the names, the first synonym counts); `validation` if no
-//! set is named.
+//! and `objectInfo150.txt` (tab-separated, the last column holds the names, the first synonym counts); `training` or
+//! `validation` if no set is named.
 
 use std::path::Path;
 
-use super::{Found, entries, first_name, is_photo, table, text, wrong};
+use super::{Found, Purpose, entries, first_name, is_photo, table, text, wrong};
 use crate::train::dataset::raw::{MaskSource, RawSample, Stored, stem};
 use crate::train::dataset::{ClassNames, DatasetError, IndexTable, SampleInfo};
 
-pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetError> {
-    let set = set.unwrap_or("validation");
+pub(super) fn open(folder: &Path, set: Option<&str>, purpose: Purpose) -> Result<Found, DatasetError> {
+    let set = set.unwrap_or(match purpose {
+        Purpose::Learning => "training",
+        Purpose::Measuring => "validation",
+    });
     let names = names(&folder.join("objectInfo150.txt"))?;
     // 0 is unlabelled; nothing is background
     let last = u8::try_from(names.len()).unwrap_or(u8::MAX);
@@ -23,7 +26,7 @@ pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetErr
         let mask = folder.join("annotations").join(set).join(format!("{id}.png"));
         RawSample {
             key: id,
-            origin: photos.clone(),
+            origin: photos.as_path().into(),
             info: SampleInfo {
                 source: "ade20k".into(),
                 vocab: names.clone(),

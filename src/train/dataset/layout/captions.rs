@@ -1,14 +1,15 @@
 //! Photos with sentences: Flickr30k's `results_20130124.token` (`1.jpg#0<TAB>sentence`), Kaggle's `results.csv`
 //! (`image_name| comment_number| comment`) or `captions.txt` (`image,caption`), photos in a folder beside the list.
 //!
-//! `@test` and other sets are those of Karpathy's `dataset_flickr30k.json`, which then has to be there.
+//! `@test` and other sets are those of Karpathy's `dataset_flickr30k.json`, which then has to be there. Without a set all photos
+//! are measured on; learnt from is `train`, where that file is there.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{Found, entries, file_name, text, wrong};
+use super::{Found, Purpose, entries, file_name, text, wrong};
 use crate::train::dataset::raw::{RawSample, Stored, stem};
 use crate::train::dataset::{DatasetError, SampleInfo};
 
@@ -46,7 +47,7 @@ pub(super) fn list(folder: &Path) -> Option<PathBuf> {
     here.iter().find(is_list).cloned()
 }
 
-pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetError> {
+pub(super) fn open(folder: &Path, set: Option<&str>, purpose: Purpose) -> Result<Found, DatasetError> {
     let list = list(folder).ok_or_else(|| {
         wrong(
             folder,
@@ -57,15 +58,17 @@ pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetErr
     for (photo, sentence) in read(&list)? {
         captions.entry(photo).or_default().push(sentence);
     }
-    if let Some(set) = set {
-        let kept = photos_of(&folder.join(SPLITS), set)?;
+    let splits = folder.join(SPLITS);
+    let learnt = (purpose == Purpose::Learning && splits.is_file()).then_some("train");
+    if let Some(set) = set.or(learnt) {
+        let kept = photos_of(&splits, set)?;
         captions.retain(|photo, _| kept.contains(photo));
     }
     let photos = FOLDERS.map(|name| folder.join(name)).into_iter().find(|f| f.is_dir());
     let photos = photos.unwrap_or_else(|| folder.into());
     let sample = |(photo, captions): (String, Vec<String>)| RawSample {
         key: stem(Path::new(&photo)),
-        origin: list.clone(),
+        origin: list.as_path().into(),
         info: SampleInfo {
             source: file_name(folder),
             captions,

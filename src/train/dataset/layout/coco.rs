@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Found, entries, file_name, table, text, wrong};
+use super::{Found, Purpose, entries, file_name, table, text, wrong};
 use crate::train::dataset::raw::{MaskSource, RawSample, SegmentSource, Stored, stem};
 use crate::train::dataset::{ClassNames, DatasetError, Outline, SampleInfo, Shape};
 
@@ -24,7 +24,8 @@ pub(super) struct Kind {
     source: &'static str,
     /// What the name of a list begins with; the set follows.
     start: &'static str,
-    default_set: &'static str,
+    /// The set that is learnt from and the one that papers report on.
+    sets: [&'static str; 2],
     /// Whether every name is annotated in every photo.
     exhaustive: bool,
 }
@@ -32,14 +33,14 @@ pub(super) struct Kind {
 pub(super) const COCO: Kind = Kind {
     source: "coco",
     start: "instances_",
-    default_set: "val2017",
+    sets: ["train2017", "val2017"],
     exhaustive: true,
 };
 
 pub(super) const LVIS: Kind = Kind {
     source: "lvis",
     start: "lvis_v1_",
-    default_set: "val",
+    sets: ["train", "val"],
     exhaustive: false,
 };
 
@@ -111,8 +112,8 @@ impl Names {
     }
 }
 
-pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind) -> Result<Found, DatasetError> {
-    let list = list(folder, set, kind)?;
+pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind, purpose: Purpose) -> Result<Found, DatasetError> {
+    let list = list(folder, set, kind, purpose)?;
     let file: File = serde_json::from_str(&text(&list)?).map_err(|error| wrong(&list, error.to_string()))?;
     let names = Names::of(&file);
     let mut things: BTreeMap<u64, Vec<Annotation>> = BTreeMap::new();
@@ -161,7 +162,7 @@ pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind) -> Result<Foun
         let shapes: Arc<[Shape]> = annotations.into_iter().map(shape).collect();
         found.samples.push(RawSample {
             key: stem(&photo),
-            origin: list.clone(),
+            origin: list.as_path().into(),
             info: SampleInfo {
                 source: kind.source.into(),
                 classes,
@@ -178,7 +179,7 @@ pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind) -> Result<Foun
 }
 
 /// The list of a set: in `annotations` or in the folder itself.
-fn list(folder: &Path, set: Option<&str>, kind: &Kind) -> Result<PathBuf, DatasetError> {
+fn list(folder: &Path, set: Option<&str>, kind: &Kind, purpose: Purpose) -> Result<PathBuf, DatasetError> {
     let mut lists = Vec::new();
     for place in [folder.join("annotations"), folder.to_owned()] {
         if place.is_dir() {
@@ -187,11 +188,16 @@ fn list(folder: &Path, set: Option<&str>, kind: &Kind) -> Result<PathBuf, Datase
         }
     }
     let of = |path: &Path| stem(path).trim_start_matches(kind.start).to_owned();
-    let wanted = set.unwrap_or(kind.default_set);
+    let [learnt, measured] = kind.sets;
+    let wanted = set.unwrap_or(match purpose {
+        Purpose::Learning => learnt,
+        Purpose::Measuring => measured,
+    });
     let chosen = lists.iter().find(|p| of(p) == wanted);
     match (chosen, set, lists.as_slice()) {
         (Some(list), _, _) => Ok(list.clone()),
-        (None, None, [only]) => Ok(only.clone()),
+        // The only list counts whatever its set is called, but what is measured on is not learnt from unasked.
+        (None, None, [only]) if purpose == Purpose::Measuring || of(only) != measured => Ok(only.clone()),
         _ => {
             let known = lists.iter().map(|p| of(p)).collect::<Vec<_>>().join(", ");
             let expected = format!("{}{wanted}.json", kind.start);

@@ -1,7 +1,7 @@
 //! Data sets in the folders in which they are published, read as they are.
 //!
-//! A folder may name one of its sets behind an `@`, as in `VOC2012@train`; without one the set that papers report on is
-//! read. Sets are the data sets' own; [`super::split`] cuts training and validation out of any of them all the same.
+//! A folder may name one of its sets behind an `@`, as in `VOC2012@train`; without one, [`Purpose`] decides. Sets are the data
+//! sets' own; [`super::split`] cuts training and validation out of any of them all the same.
 
 mod ade20k;
 mod captions;
@@ -34,6 +34,15 @@ pub enum Layout {
     /// SA-1B: photos with a JSON of run-length codes each. Segments without names.
     #[value(name = "sa-1b")]
     Sa1b,
+}
+
+/// What data are read for, which decides the set of a folder that names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Training: the set that is meant for it.
+    Learning,
+    /// Everything else: the set that papers report on.
+    Measuring,
 }
 
 /// A folder given as data.
@@ -79,7 +88,7 @@ pub struct Found {
 /// # Errors
 /// [`DatasetError::Unrecognised`], or [`DatasetError::Layout`] and [`DatasetError::Io`] for lists that are missing or
 /// damaged. Single bad samples land in [`Found::skipped`].
-pub fn open(folder: &Folder, layout: Option<Layout>) -> Result<Found, DatasetError> {
+pub fn open(folder: &Folder, layout: Option<Layout>, purpose: Purpose) -> Result<Found, DatasetError> {
     let layout = match layout {
         Some(layout) => layout,
         None => recognise(&folder.path)?.ok_or_else(|| DatasetError::Unrecognised {
@@ -94,11 +103,11 @@ pub fn open(folder: &Folder, layout: Option<Layout>) -> Result<Found, DatasetErr
     let set = folder.set.as_deref();
     let found = match layout {
         Layout::ClassFolders => class_folders::open(&folder.path),
-        Layout::Coco => coco::open(&folder.path, set, &coco::COCO),
-        Layout::Lvis => coco::open(&folder.path, set, &coco::LVIS),
-        Layout::Captions => captions::open(&folder.path, set),
-        Layout::Voc => voc::open(&folder.path, set),
-        Layout::Ade20k => ade20k::open(&folder.path, set),
+        Layout::Coco => coco::open(&folder.path, set, &coco::COCO, purpose),
+        Layout::Lvis => coco::open(&folder.path, set, &coco::LVIS, purpose),
+        Layout::Captions => captions::open(&folder.path, set, purpose),
+        Layout::Voc => voc::open(&folder.path, set, purpose),
+        Layout::Ade20k => ade20k::open(&folder.path, set, purpose),
         Layout::Sa1b => sa1b::open(&folder.path),
     }?;
     if found.samples.is_empty() && found.skipped.is_empty() {

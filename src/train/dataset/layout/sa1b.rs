@@ -36,16 +36,15 @@ pub(super) fn open(folder: &Path) -> Result<Found, DatasetError> {
             },
             photo: Stored::File(photo.clone()),
             mask: None,
-            segments: Some(SegmentSource::SegmentAnything(list)),
+            segments: Some(SegmentSource::SegmentAnything(Stored::File(list))),
         });
     }
     Ok(found)
 }
 
 /// The segments of one photo; what is wrong with the file otherwise.
-pub(in crate::train::dataset) fn shapes(path: &Path) -> Result<Vec<Shape>, String> {
-    let bytes = Stored::File(path.into());
-    let file: File = serde_json::from_slice(&bytes.read()?).map_err(|error| error.to_string())?;
+pub(in crate::train::dataset) fn shapes(list: &Stored) -> Result<Vec<Shape>, String> {
+    let file: File = serde_json::from_slice(&list.read()?).map_err(|error| error.to_string())?;
     let shape = |annotation: Annotation| Shape {
         class: ClassNames::UNLABELLED,
         crowd: false,

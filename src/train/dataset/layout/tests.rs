@@ -308,6 +308,68 @@ fn sa_1b_segments_have_no_names() {
 }
 
 #[test]
+fn what_is_learnt_from_is_not_the_set_that_papers_report_on() {
+    let of = |folder: &str, purpose| Dataset::open_as(&[folder], None, purpose);
+    let keys_of = |folder: &str, purpose| {
+        let dataset = of(folder, purpose).unwrap();
+        dataset
+            .samples()
+            .iter()
+            .map(|s| s.key.clone())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let root = tempfile::tempdir().unwrap();
+    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    for (set, id) in [("train", "learnt"), ("val", "measured")] {
+        write(
+            root.path(),
+            &format!("voc/ImageSets/Segmentation/{set}.txt"),
+            format!("{id}\n"),
+        );
+        write(root.path(), &format!("voc/JPEGImages/{id}.jpg"), jpeg(2, 2));
+        let coco = format!(
+            r#"{{"images":[{{"id":1,"file_name":"{id}.jpg"}}],"annotations":[],"categories":[{{"id":1,"name":"cat"}}]}}"#
+        );
+        write(root.path(), &format!("coco/annotations/instances_{set}2017.json"), coco);
+        write(root.path(), &format!("flickr/{id}.jpg"), jpeg(2, 2));
+    }
+    for (set, id) in [("training", "learnt"), ("validation", "measured")] {
+        write(root.path(), &format!("ade/images/{set}/{id}.jpg"), jpeg(2, 2));
+        std::fs::create_dir_all(root.path().join("ade/annotations").join(set)).unwrap();
+    }
+    write(root.path(), "ade/objectInfo150.txt", "Idx\tName\n1\twall\n");
+    for folder in ["voc", "coco", "ade"] {
+        assert_eq!(keys_of(&path(folder), Purpose::Learning), "learnt", "{folder}");
+        assert_eq!(keys_of(&path(folder), Purpose::Measuring), "measured", "{folder}");
+    }
+    assert_eq!(
+        keys_of(&format!("{}@val", path("voc")), Purpose::Learning),
+        "measured",
+        "asked for"
+    );
+    write(
+        root.path(),
+        "flickr/captions.txt",
+        "image,caption\nlearnt.jpg,a cat\nmeasured.jpg,a dog\n",
+    );
+    assert_eq!(
+        keys_of(&path("flickr"), Purpose::Learning),
+        "learnt measured",
+        "no sets known"
+    );
+    let splits = r#"{"images":[{"filename":"learnt.jpg","split":"train"},{"filename":"measured.jpg","split":"test"}]}"#;
+    write(root.path(), "flickr/dataset_flickr30k.json", splits);
+    assert_eq!(keys_of(&path("flickr"), Purpose::Learning), "learnt");
+    std::fs::remove_file(root.path().join("coco/annotations/instances_train2017.json")).unwrap();
+    let error = of(&path("coco"), Purpose::Learning).unwrap_err().to_string();
+    assert!(
+        error.contains("no list of set \"train2017\"") && error.contains("found sets: val2017"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_folder_that_is_nothing_known_says_what_is_known() {
     let root = tempfile::tempdir().unwrap();
     write(root.path(), "notes.txt", "hello");
@@ -316,9 +378,9 @@ fn a_folder_that_is_nothing_known_says_what_is_known() {
         message.contains("voc (JPEGImages") && message.contains("--layout"),
         "{message}"
     );
-    let named = Dataset::open_as(&[root.path().to_str().unwrap()], Some(Layout::Voc)).unwrap_err();
+    let named = Dataset::open_as(&[root.path().to_str().unwrap()], Some(Layout::Voc), Purpose::Measuring).unwrap_err();
     assert!(named.to_string().contains("val.txt"), "{named}");
-    let empty = Dataset::open_as(&[root.path().to_str().unwrap()], Some(Layout::Sa1b)).unwrap_err();
+    let empty = Dataset::open_as(&[root.path().to_str().unwrap()], Some(Layout::Sa1b), Purpose::Measuring).unwrap_err();
     assert!(empty.to_string().contains("holds no sample"), "{empty}");
 }
 

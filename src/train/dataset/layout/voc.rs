@@ -1,9 +1,9 @@
 //! Pascal VOC: `JPEGImages/ID.jpg`, `SegmentationClass/ID.png` (palette, 255 = void), `SegmentationObject/ID.png` if
-//! there, and the ids of a set in `ImageSets/Segmentation/SET.txt`; `val` if no set is named.
+//! there, and the ids of a set in `ImageSets/Segmentation/SET.txt`; `train` or `val` if none is named.
 
 use std::path::Path;
 
-use super::{Found, table, text};
+use super::{Found, Purpose, table, text};
 use crate::train::dataset::raw::{MaskSource, RawSample, SegmentSource, Stored};
 use crate::train::dataset::{ClassNames, DatasetError, IndexTable, SampleInfo};
 
@@ -31,10 +31,12 @@ const NAMES: [&str; 20] = [
     "tvmonitor",
 ];
 
-pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetError> {
-    let list = folder
-        .join("ImageSets/Segmentation")
-        .join(format!("{}.txt", set.unwrap_or("val")));
+pub(super) fn open(folder: &Path, set: Option<&str>, purpose: Purpose) -> Result<Found, DatasetError> {
+    let set = set.unwrap_or(match purpose {
+        Purpose::Learning => "train",
+        Purpose::Measuring => "val",
+    });
+    let list = folder.join("ImageSets/Segmentation").join(format!("{set}.txt"));
     let names = NAMES.map(str::to_owned);
     // 0 is background, 1-20 things, the rest nothing
     let meaning = IndexTable::new(|i| match i {
@@ -46,7 +48,7 @@ pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetErr
         let objects = folder.join("SegmentationObject").join(format!("{id}.png"));
         RawSample {
             key: id.to_owned(),
-            origin: list.clone(),
+            origin: list.as_path().into(),
             info: SampleInfo {
                 source: "voc".into(),
                 vocab: names.to_vec(),

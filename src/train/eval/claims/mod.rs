@@ -23,7 +23,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::runtime::RuntimeOptions;
 use crate::text::tokenizer::Tokenizer;
-use crate::train::dataset::Dataset;
+use crate::train::dataset::{Dataset, Purpose};
 use crate::train::processes::Processes;
 use crate::train::recipe::Recipe;
 use crate::train::run::open_data;
@@ -84,7 +84,7 @@ pub fn run(options: &Options) -> Result<PathBuf> {
     if !options.data.is_empty() {
         sources.push(Source {
             name: "photos",
-            dataset: Arc::new(open_data(&options.data, None)?),
+            dataset: Arc::new(open_data(&options.data, None, Purpose::Learning)?),
         });
     }
     let mut results = Vec::new();
@@ -98,7 +98,7 @@ pub fn run(options: &Options) -> Result<PathBuf> {
 fn scenes(options: &Options, recipe: &Recipe) -> Result<Source> {
     let tar = made(&options.out.join("drawn"))?.join("scenes.tar");
     synth::shard::write_files(&tar, recipe.seed, options.scenes, recipe.sam.image_size)?;
-    let dataset = Arc::new(open_data(&[tar.display().to_string()], None)?);
+    let dataset = Arc::new(open_data(&[tar.display().to_string()], None, Purpose::Measuring)?);
     Ok(Source { name: "drawn", dataset })
 }
 
