@@ -14,7 +14,7 @@ use rand::RngExt as _;
 
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
-use crate::train::feed::{Feed, MASK_PROMPTS};
+use crate::train::feed::{Feed, FeedError, MASK_PROMPTS};
 use crate::train::forgetting::BoxMasks;
 use crate::train::frozen::{Features, Store};
 use crate::train::initial;
@@ -237,7 +237,7 @@ fn look_at_all(
     store: &Store,
     steps: Range<u64>,
     indices: Range<usize>,
-    make: &(dyn Fn(u64) -> Vec<MicroBatch> + Sync),
+    make: &(dyn Fn(u64) -> Result<Vec<MicroBatch>, FeedError> + Sync),
     look: impl Fn(&MicroBatch) -> Features,
 ) -> Result<(), SessionError> {
     let lacks = |step: &u64| !indices.clone().all(|index| store.has(*step, index));
@@ -251,7 +251,7 @@ fn look_at_all(
         for (step, batches) in receive {
             for (index, micro) in indices
                 .clone()
-                .zip(&batches)
+                .zip(&batches?)
                 .filter(|&(index, _)| !store.has(step, index))
             {
                 store.put(step, index, look(micro))?;
@@ -286,21 +286,21 @@ pub(super) fn run<B: Kernels>(
     maker.per_step = session.processes().count() * per_process;
     maker.for_tower = matches!(teachers.clip, ClipTeacher::Tower(_));
     let native = recipe.sam.image_size;
-    let make = |step: u64| -> Vec<MicroBatch> {
+    let make = |step: u64| -> Result<Vec<MicroBatch>, FeedError> {
         let mut batches = Vec::new();
         for index in first..first + per_process {
             let Some(separate) = &stage.separate else {
-                batches.push(maker.make(step, index, Serves::Both, native, stage.batch));
+                batches.push(maker.make(step, index, Serves::Both, native, stage.batch)?);
                 continue;
             };
             let mut rng = feed.rng(number | SIZES, step, index);
             let size = separate.clip[rng.random_range(0..separate.clip.len())];
-            batches.push(maker.make(step, index, Serves::Clip, size.side, size.batch));
+            batches.push(maker.make(step, index, Serves::Clip, size.side, size.batch)?);
             if separate.sam_batch > 0 {
-                batches.push(maker.make(step, index, Serves::Sam, native, separate.sam_batch));
+                batches.push(maker.make(step, index, Serves::Sam, native, separate.sam_batch)?);
             }
         }
-        batches
+        Ok(batches)
     };
     let distinct = stage.repeat.unwrap_or(u64::MAX).min(stage.steps);
     if let Some(store) = steps.features.as_ref().filter(|_| session.step() < stage.steps) {
@@ -310,13 +310,13 @@ pub(super) fn run<B: Kernels>(
     }
     let batch = |step: u64| {
         let step = step % distinct.max(1);
-        let mut batches = make(step);
+        let mut batches = make(step)?;
         if let Some(store) = &steps.features {
             for (index, micro) in (first..).zip(&mut batches) {
                 micro.features = store.get(step, index);
             }
         }
-        batches
+        Ok(batches)
     };
     if let Some(watch) = &stage.watch {
         let masks = BoxMasks::new(feed, &recipe.sam, recipe.export.points, watch.photos);

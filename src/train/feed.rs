@@ -2,11 +2,15 @@
 //!
 //! Everything is a function of (seed, stage, step), so a resumed run sees the same batches.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rand::seq::IndexedRandom as _;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::train::dataset::augment::{
     Augmentation, Fit, Normalisation, View, around_a_thing, augment, augment_region, bounds,
@@ -15,8 +19,7 @@ use crate::train::dataset::names::{
     FASHION, canonical, one_is_wider, overlap, person_on_ground, portrait, spoken, whole_of,
 };
 use crate::train::dataset::paste::{cut, paste};
-use crate::train::dataset::{ClassNames, Sample};
-use crate::train::dataset::{Dataset, Split, epoch_order, split};
+use crate::train::dataset::{ClassNames, Dataset, DatasetError, RawSample, Sample, Split, epoch_order, split};
 use crate::train::recipe::{Recipe, Variation};
 use crate::train::strangers::STRANGERS;
 use crate::train::synth;
@@ -33,22 +36,78 @@ pub const BACKGROUND: &str = "background";
 /// Least and largest share of a sample's area in a view.
 pub const SCALES: (f32, f32) = (0.35, 1.0);
 
-/// Joined to a stage's number for the SAM batches of a step, which show other photos than its CLIP batches: they go through each
-/// epoch from its end.
+/// Joined to a stage's number for the SAM batches of a step, whose views are other ones than those of its CLIP batches.
 pub const SAM_PICTURES: u64 = 1 << 9;
 
 /// Joined to a stage's number for the choice of a sample: were it drawn from the numbers that decide how the sample is viewed, some
 /// photos would never be seen from close up, and others never otherwise.
 const CHOICE: u64 = 1 << 10;
 
+/// Photos one after the other that cannot be read before a run gives up: the disk is gone then, or the data are no photos.
+const GIVE_UP_AFTER: usize = 16;
+
+/// Why a feed has nothing to give.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// Photo after photo cannot be read.
+    #[error(
+        "{count} photos one after the other cannot be read, expected at most a few damaged ones; the last: {source}; check \
+         the data and run again, the last checkpoint is kept"
+    )]
+    Unreadable {
+        /// How many.
+        count: usize,
+        /// What is wrong with the last one.
+        source: DatasetError,
+    },
+    /// A stage trains a SAM head, and nothing says where anything is.
+    #[error(
+        "none of {photos} photos has a class mask or segments, so {stage} has nothing to learn masks from; add photos that \
+         have them, set synth_share above 0, or set losses.sam = 0"
+    )]
+    NoRegions {
+        /// The section of the recipe.
+        stage: &'static str,
+        /// Photos to learn from.
+        photos: usize,
+    },
+}
+
+/// Which photos a batch shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Draw {
+    /// Any of them, a share of them (0-1) without class masks.
+    Any {
+        /// The share.
+        unlabelled: f64,
+    },
+    /// The paper's D_CLIP: as [`Draw::Any`], without the photos that have segments and no words, if there are others.
+    Clip {
+        /// The share.
+        unlabelled: f64,
+    },
+    /// The paper's D_SAM: photos with class masks or segments. They are gone through from the end of each epoch, so that the
+    /// batches of a step show different photos.
+    Sam,
+}
+
 /// Samples by step: photos of the training split in shuffled epochs, mixed with drawn scenes.
 pub struct Feed {
     dataset: Option<Arc<Dataset>>,
+    /// Photos with class masks.
     labelled: Pool,
+    /// Photos without.
     other: Pool,
+    /// Of those without, the photos that have words, or nothing at all.
+    worded: Pool,
+    /// Photos with class masks or segments.
+    with_regions: Pool,
+    /// Photos that could not be read.
+    unreadable: Mutex<BTreeSet<usize>>,
     synth_share: f64,
     variation: Variation,
     seed: u64,
+    threads: ThreadPool,
 }
 
 /// Photos that are gone through in shuffled epochs.
@@ -109,31 +168,80 @@ impl Feed {
     /// A feed over the training split of `dataset`, mixed and varied as `recipe` says; drawn scenes alone if there is none.
     #[must_use]
     pub fn new(dataset: Option<Arc<Dataset>>, recipe: &Recipe) -> Self {
-        let (mut labelled, mut other) = (Vec::new(), Vec::new());
-        if let Some(dataset) = &dataset {
-            for (index, raw) in dataset.samples().iter().enumerate() {
-                if split(&raw.key) == Split::Train {
-                    if raw.mask.is_some() {
-                        labelled.push(index)
-                    } else {
-                        other.push(index)
-                    }
-                }
-            }
-        }
-        let synth_share = if labelled.is_empty() && other.is_empty() {
-            1.0
-        } else {
-            recipe.synth_share
+        let samples = dataset.iter().flat_map(|dataset| dataset.samples()).enumerate();
+        let learnt: Vec<(usize, &RawSample)> = samples.filter(|(_, raw)| split(&raw.key) == Split::Train).collect();
+        let pool = |fits: &dyn Fn(&RawSample) -> bool| {
+            let indices = learnt.iter().filter(|(_, raw)| fits(raw)).map(|(index, _)| *index);
+            Pool::new(indices.collect())
         };
+        let worded = |raw: &RawSample| raw.segments.is_none() || raw.info.has_words();
         Self {
-            dataset,
-            labelled: Pool::new(labelled),
-            other: Pool::new(other),
-            synth_share,
+            labelled: pool(&|raw| raw.mask.is_some()),
+            other: pool(&|raw| raw.mask.is_none()),
+            worded: pool(&|raw| raw.mask.is_none() && worded(raw)),
+            with_regions: pool(&|raw| raw.mask.is_some() || raw.segments.is_some()),
+            unreadable: Mutex::default(),
+            synth_share: if learnt.is_empty() { 1.0 } else { recipe.synth_share },
             variation: recipe.variation,
             seed: recipe.seed,
+            threads: ThreadPoolBuilder::new()
+                .thread_name(|index| format!("feed-{index}"))
+                .build()
+                .expect("the system starts threads"),
+            dataset,
         }
+    }
+
+    /// Whether a stage that trains a SAM head, `section` of the recipe, has masks to learn from: refuses photos without any
+    /// where no scenes are drawn, and warns where scenes are all that has masks.
+    ///
+    /// # Errors
+    /// [`FeedError::NoRegions`].
+    pub fn check_regions(&self, section: &'static str) -> Result<(), FeedError> {
+        let photos = self.labelled.indices.len() + self.other.indices.len();
+        if photos == 0 || !self.with_regions.indices.is_empty() {
+            return Ok(());
+        }
+        if self.synth_share == 0.0 {
+            return Err(FeedError::NoRegions { stage: section, photos });
+        }
+        tracing::warn!(
+            stage = section,
+            photos,
+            "no photo has a class mask or segments: masks are learnt from drawn scenes alone"
+        );
+        Ok(())
+    }
+
+    /// Makes something of every slot, several at a time, in the order of the slots.
+    ///
+    /// # Errors
+    /// [`FeedError`] of a slot.
+    pub fn slots<T: Send>(
+        &self,
+        slots: Range<usize>,
+        make: impl Fn(usize) -> Result<T, FeedError> + Send + Sync,
+    ) -> Result<Vec<T>, FeedError> {
+        self.threads.install(|| slots.into_par_iter().map(make).collect())
+    }
+
+    /// Decodes a photo; one that cannot be is named in the log and counted, once.
+    ///
+    /// # Errors
+    /// As [`Dataset::get`].
+    pub fn read(&self, dataset: &Dataset, index: usize) -> Result<Sample, DatasetError> {
+        dataset.get(index).inspect_err(|error| {
+            let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+            if unreadable.insert(index) {
+                tracing::warn!(%error, so_far = unreadable.len(), "photo skipped");
+            }
+        })
+    }
+
+    /// Photos that could not be read so far.
+    #[must_use]
+    pub fn unreadable(&self) -> usize {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// The photos, if there are any.
@@ -158,51 +266,66 @@ impl Feed {
     #[must_use]
     pub fn rng(&self, stage: u64, step: u64, slot: usize) -> ChaCha8Rng {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ (stage << 48));
-        rng.set_stream(step * 4096 + slot as u64);
+        rng.set_stream((step << 32) | slot as u64);
         rng
     }
 
-    /// The sample of one slot, in a share of the cases with a thing from another photo pasted in. `unlabelled` is the
-    /// share of photos without class masks.
-    pub fn sample(&self, stage: u64, step: u64, slot: usize, batch: usize, unlabelled: f64) -> Sample {
+    /// The sample of one slot, in a share of the cases with a thing from another photo pasted in. A photo that cannot be read
+    /// gives way to the next one of its epoch.
+    ///
+    /// # Errors
+    /// [`FeedError::Unreadable`].
+    pub fn sample(&self, stage: u64, step: u64, slot: usize, batch: usize, draw: Draw) -> Result<Sample, FeedError> {
         let mut rng = self.rng(stage | CHOICE, step, slot);
         let count = step as usize * batch + slot;
-        let sample = self.plain_sample(count, stage & SAM_PICTURES != 0, unlabelled, &mut rng);
+        let sample = self.plain_sample(count, draw, &mut rng)?;
         let (Some(dataset), false) = (&self.dataset, self.labelled.indices.is_empty()) else {
-            return sample;
+            return Ok(sample);
         };
         // In a fashion photo, everything labelled may be read as one person, also what is pasted in.
         let fits = self.variation.pasted > 0.0 && sample.info.source != FASHION;
         if !fits || !rng.random_bool(self.variation.pasted) {
-            return sample;
+            return Ok(sample);
         }
         let from = self.labelled.indices[rng.random_range(0..self.labelled.indices.len())];
-        let figure = dataset
-            .get(from)
+        let figure = self
+            .read(dataset, from)
             .ok()
             .and_then(|from| cut(&from, dataset.names(), &mut rng));
-        match figure {
+        Ok(match figure {
             Some(figure) => paste(&figure, &sample, &mut rng),
             None => sample,
-        }
+        })
     }
 
-    fn plain_sample(&self, count: usize, from_the_end: bool, unlabelled: f64, rng: &mut ChaCha8Rng) -> Sample {
+    fn plain_sample(&self, count: usize, draw: Draw, rng: &mut ChaCha8Rng) -> Result<Sample, FeedError> {
         let scene = rng.random_bool(self.synth_share);
-        let (labelled, other) = (&self.labelled, &self.other);
-        let pool = if rng.random_bool(unlabelled) && !other.indices.is_empty() || labelled.indices.is_empty() {
-            other
-        } else {
-            labelled
+        let pool = match draw {
+            Draw::Sam => &self.with_regions,
+            Draw::Any { unlabelled } | Draw::Clip { unlabelled } => {
+                let worded = matches!(draw, Draw::Clip { .. }) && !self.worded.indices.is_empty();
+                let other = if worded { &self.worded } else { &self.other };
+                if rng.random_bool(unlabelled) && !other.indices.is_empty() || self.labelled.indices.is_empty() {
+                    other
+                } else {
+                    &self.labelled
+                }
+            }
         };
-        let photo = pool.at(count, from_the_end, self.seed).filter(|_| !scene);
-        // A photo that does not decode is replaced by a scene; `Dataset::skip_corrupt` has named it at the start.
-        if let (Some(photo), Some(dataset)) = (photo, &self.dataset)
-            && let Ok(sample) = dataset.get(photo)
-        {
-            return sample;
+        if let (false, Some(dataset)) = (scene, &self.dataset) {
+            let tries = GIVE_UP_AFTER.min(pool.indices.len());
+            for further in 0..tries {
+                let Some(photo) = pool.at(count + further, draw == Draw::Sam, self.seed) else {
+                    break;
+                };
+                match self.read(dataset, photo) {
+                    Ok(sample) => return Ok(sample),
+                    Err(source) if further + 1 == tries => return Err(FeedError::Unreadable { count: tries, source }),
+                    Err(_) => {}
+                }
+            }
         }
-        synth::draw(rng.random(), 320)
+        Ok(synth::draw(rng.random(), 320))
     }
 
     /// An augmented item of `side` pixels that shows a share `scale` of the sample's area, [`SCALES`] in most stages.
@@ -403,6 +526,19 @@ impl PromptBatch {
 }
 
 impl PromptBatch {
+    /// Adds the prompts of further views, as many per view.
+    pub fn append(&mut self, more: Self) {
+        self.per_image = more.per_image;
+        self.coords.extend(more.coords);
+        self.labels.extend(more.labels);
+        self.mask.extend(more.mask);
+        self.has_mask.extend(more.has_mask);
+        self.target.extend(more.target);
+        self.known.extend(more.known);
+        self.counts.extend(more.counts);
+        self.named.extend(more.named);
+    }
+
     /// Adds exact boxes around up to `most` of the largest regions of one view; `n` points each, mask side `low`.
     pub fn push_boxes(&mut self, item: &Item, most: usize, n: usize, low: usize) {
         let mut regions = regions(item);
@@ -831,7 +967,7 @@ mod tests {
         let mut recipe = Recipe::read(&recipe).unwrap();
         (recipe.synth_share, recipe.variation) = (0.0, Variation::default());
         let feed = Feed::new(Some(Arc::new(Dataset::open(&[pattern]).unwrap())), &recipe);
-        let sample = feed.sample(4, 0, 0, 8, 1.0);
+        let sample = feed.sample(4, 0, 0, 8, Draw::Any { unlabelled: 1.0 }).unwrap();
         let item = feed.item(&sample, 32, (1.0, 1.0), &mut ChaCha8Rng::seed_from_u64(1));
         let text = item.text.clone().unwrap();
         assert!(text.contains("siamese") || text.contains("cat"), "{text}");
@@ -866,7 +1002,7 @@ mod tests {
         let feed = Feed::new(Some(Arc::new(Dataset::open(&[pattern]).unwrap())), &recipe);
         let (mut letterboxed, mut photos) = (0, 0);
         for step in 0..200 {
-            let sample = feed.sample(4, step, 0, 1, 0.0);
+            let sample = feed.sample(4, step, 0, 1, Draw::Any { unlabelled: 0.0 }).unwrap();
             if keys.contains(&sample.key) {
                 let item = feed.item(&sample, 32, (1.0, 1.0), &mut feed.rng(4, step, 0));
                 photos += 1;
@@ -878,6 +1014,121 @@ mod tests {
             photos / 4 < letterboxed && letterboxed < photos * 3 / 4,
             "{letterboxed} of {photos}"
         );
+    }
+
+    /// Keys of the training split that begin with `start`.
+    fn learnt(start: &str, count: usize) -> Vec<String> {
+        let keys = (0..)
+            .map(|n| format!("{start}{n}"))
+            .filter(|key| split(key) == Split::Train);
+        keys.take(count).collect()
+    }
+
+    /// A feed over the members of one tar, by the shipped recipe without variation and scenes.
+    fn feed_of(members: &[(String, Vec<u8>)]) -> (tempfile::TempDir, Feed) {
+        let members: Vec<(&str, Vec<u8>)> = members.iter().map(|(name, b)| (name.as_str(), b.clone())).collect();
+        let (folder, pattern) = folder(&members);
+        let recipe = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+        let mut recipe = Recipe::read(&recipe).unwrap();
+        (recipe.synth_share, recipe.variation) = (0.0, Variation::default());
+        let feed = Feed::new(Some(Arc::new(Dataset::open(&[pattern]).unwrap())), &recipe);
+        (folder, feed)
+    }
+
+    /// What `draw` shows in 60 steps of two pictures.
+    fn drawn(feed: &Feed, draw: Draw) -> BTreeSet<String> {
+        let slots = (0..60).flat_map(|step| [(step, 0), (step, 1)]);
+        slots
+            .map(|(step, slot)| feed.sample(4, step, slot, 2, draw).unwrap().key)
+            .collect()
+    }
+
+    #[test]
+    fn captions_and_segments_of_two_collections_serve_one_loss_each() {
+        let code = r#"{"image":{},"annotations":[{"segmentation":{"size":[8,8],"counts":"0P2"}}]}"#;
+        let (captions, segments) = (learnt("caption", 6), learnt("sa_", 3));
+        let mut members: Vec<(String, Vec<u8>)> = Vec::new();
+        for key in &captions {
+            members.extend([
+                (format!("{key}.jpg"), jpeg(8, 8)),
+                (format!("{key}.txt"), b"a cat".to_vec()),
+            ]);
+        }
+        for key in &segments {
+            members.extend([(format!("{key}.jpg"), jpeg(8, 8)), (format!("{key}.json"), code.into())]);
+        }
+        let (_folder, feed) = feed_of(&members);
+        feed.check_regions("distill").unwrap();
+        let set = |keys: &[String]| keys.iter().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(drawn(&feed, Draw::Sam), set(&segments));
+        assert_eq!(drawn(&feed, Draw::Clip { unlabelled: 0.15 }), set(&captions));
+        assert_eq!(
+            drawn(&feed, Draw::Any { unlabelled: 0.15 }),
+            set(&[captions, segments].concat())
+        );
+        let sample = feed.sample(4, 0, 0, 2, Draw::Sam).unwrap();
+        let item = feed.item(&sample, 32, (1.0, 1.0), &mut ChaCha8Rng::seed_from_u64(1));
+        assert!(!regions(&item).is_empty(), "a SAM batch has masks to learn from");
+    }
+
+    #[test]
+    fn segments_alone_are_shown_to_the_clip_teacher_where_there_is_nothing_else() {
+        let code = r#"{"annotations":[{"segmentation":{"size":[8,8],"counts":"0P2"}}]}"#;
+        let [key] = &learnt("sa_", 1)[..] else { unreachable!() };
+        let members = [(format!("{key}.jpg"), jpeg(8, 8)), (format!("{key}.json"), code.into())];
+        let (_folder, feed) = feed_of(&members);
+        assert_eq!(drawn(&feed, Draw::Clip { unlabelled: 0.0 }).len(), 1);
+    }
+
+    #[test]
+    fn photos_without_masks_are_refused_by_a_stage_that_learns_masks() {
+        let members: Vec<(String, Vec<u8>)> = learnt("p", 2)
+            .iter()
+            .map(|key| (format!("{key}.jpg"), jpeg(8, 8)))
+            .collect();
+        let (_folder, mut feed) = feed_of(&members);
+        let error = feed.check_regions("distill").unwrap_err().to_string();
+        assert!(
+            error.starts_with("none of 2 photos has a class mask or segments, so distill"),
+            "{error}"
+        );
+        feed.synth_share = 0.1;
+        feed.check_regions("distill").unwrap();
+    }
+
+    #[test]
+    fn a_damaged_photo_gives_way_to_another_and_a_run_without_photos_ends() {
+        let keys = learnt("p", 8);
+        let mut members: Vec<(String, Vec<u8>)> = keys.iter().map(|key| (format!("{key}.jpg"), jpeg(8, 8))).collect();
+        let length = members[3].1.len();
+        members[3].1.truncate(length / 2);
+        let (folder, feed) = feed_of(&members);
+        let expected: BTreeSet<String> = keys.iter().filter(|key| **key != keys[3]).cloned().collect();
+        assert_eq!(drawn(&feed, Draw::Any { unlabelled: 0.0 }), expected);
+        assert_eq!(feed.unreadable(), 1);
+        std::fs::remove_file(folder.path().join("train-0000.tar")).unwrap();
+        let error = feed
+            .sample(4, 0, 0, 2, Draw::Any { unlabelled: 0.0 })
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("8 photos one after the other cannot be read"),
+            "{error}"
+        );
+        assert!(error.contains("train-0000.tar: No such file"), "{error}");
+        assert_eq!(feed.unreadable(), 8);
+    }
+
+    #[test]
+    fn slots_beyond_thousands_have_random_numbers_of_their_own() {
+        let recipe = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano/recipe.toml");
+        let feed = Feed::new(None, &Recipe::read(&recipe).unwrap());
+        let first = |step, slot| feed.rng(4, step, slot).random::<u64>();
+        let slots: BTreeSet<u64> = (0..3)
+            .flat_map(|step| (0..5000).map(move |slot| (step, slot)))
+            .map(|(step, slot)| first(step, slot))
+            .collect();
+        assert_eq!(slots.len(), 3 * 5000);
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl BoxMasks {
     pub fn new(feed: &Feed, sam: &SamConfig, points: usize, count: usize) -> Self {
         let photos = feed.dataset().into_iter().flat_map(|dataset| {
             let indices = dataset.indices(Split::Validation).into_iter();
-            indices.filter_map(|index| dataset.get(index).ok())
+            indices.filter_map(|index| feed.read(dataset, index).ok())
         });
         let scenes = (0..).map(|i| synth::draw(SCENES + i, sam.image_size));
         let asked = |sample: Sample| {

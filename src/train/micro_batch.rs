@@ -9,7 +9,7 @@ use crate::text::templates::TEMPLATES;
 use crate::train::autodiff::Graph;
 use crate::train::dataset::augment::{Colours, Fit, view};
 use crate::train::distill::{ClipTeacher, Teachers};
-use crate::train::feed::{Feed, Item, NameTargets, PromptBatch, SAM_PICTURES, SCALES, in_other_words};
+use crate::train::feed::{Draw, Feed, FeedError, Item, NameTargets, PromptBatch, SAM_PICTURES, SCALES, in_other_words};
 use crate::train::frozen::Features;
 use crate::train::kernels::Kernels;
 use crate::train::loss::cosine;
@@ -103,8 +103,17 @@ impl<'a> Maker<'a> {
     }
 
     /// Micro-batch `index` of `step`: a function of its arguments, the recipe and the photos alone.
-    #[must_use]
-    pub fn make(&self, step: u64, index: usize, serves: Serves, side: usize, batch: usize) -> MicroBatch {
+    ///
+    /// # Errors
+    /// [`FeedError`] of a picture.
+    pub fn make(
+        &self,
+        step: u64,
+        index: usize,
+        serves: Serves,
+        side: usize,
+        batch: usize,
+    ) -> Result<MicroBatch, FeedError> {
         let Self {
             recipe, feed, stage, ..
         } = *self;
@@ -130,24 +139,34 @@ impl<'a> Maker<'a> {
             template: TEMPLATES[rng.random_range(0..TEMPLATES.len())],
             points_seed: Some(rng.random()).filter(|_| self.own_points),
         };
+        let unlabelled = recipe.unlabelled_share;
+        let draw = match serves {
+            Serves::Both => Draw::Any { unlabelled },
+            Serves::Clip => Draw::Clip { unlabelled },
+            Serves::Sam => Draw::Sam,
+        };
         let teacher_side = recipe.clip_teacher.image_size;
-        for slot in index * largest..index * largest + batch {
+        let (low, points) = (4 * recipe.sam.grid(), recipe.export.points);
+        let first = index * largest;
+        let views = feed.slots(first..first + batch, |slot| {
             let mut rng = feed.rng(number, step, slot);
-            let sample = feed.sample(number, step, slot, per_step, recipe.unlabelled_share);
+            let sample = feed.sample(number, step, slot, per_step, draw)?;
             let item = feed.item(&sample, side, SCALES, &mut rng);
+            let mut for_teacher = Vec::new();
             if serves != Serves::Sam && self.for_tower {
                 let (region, fit) = (item.view.region, Fit::Stretch);
-                let at_teacher = view(&sample, region, teacher_side, fit, Colours::SAME, &CLIP_NORMALISATION);
-                micro.teacher_pixels.extend(at_teacher.pixels);
+                for_teacher = view(&sample, region, teacher_side, fit, Colours::SAME, &CLIP_NORMALISATION).pixels;
             }
+            let mut prompts = PromptBatch::default();
             if serves != Serves::Clip && stage.prompts > 0 {
-                let low = 4 * recipe.sam.grid();
-                let points = recipe.export.points;
-                micro
-                    .prompts
-                    .push(&item, stage.prompts, points, low, self.masks, &mut rng);
+                prompts.push(&item, stage.prompts, points, low, self.masks, &mut rng);
             }
+            Ok((item, for_teacher, prompts))
+        })?;
+        for (item, for_teacher, prompts) in views {
             micro.items.push(item);
+            micro.teacher_pixels.extend(for_teacher);
+            micro.prompts.append(prompts);
         }
         let (losses, cells) = (&recipe.losses, micro.patches * CELLS_PER_PATCH);
         micro.targets = NameTargets::new(&micro.items, &self.base, cells, losses.part_share, |name| {
@@ -163,7 +182,7 @@ impl<'a> Maker<'a> {
             word.to_owned()
         };
         micro.words = micro.targets.names.iter().map(spoken).collect();
-        micro
+        Ok(micro)
     }
 }
 

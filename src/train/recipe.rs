@@ -195,7 +195,18 @@ impl Stage {
     /// Whether no batch serves the SAM head.
     #[must_use]
     pub fn is_clip_alone(&self) -> bool {
-        self.prompts == 0 && self.separate.as_ref().is_none_or(|separate| separate.sam_batch == 0)
+        self.prompts == 0 && !self.has_sam_batch()
+    }
+
+    /// Whether a step has a batch for the SAM head alone.
+    #[must_use]
+    pub fn has_sam_batch(&self) -> bool {
+        self.separate.as_ref().is_some_and(|separate| separate.sam_batch > 0)
+    }
+
+    /// Whether a SAM head learns masks in it, where L_SAM has a weight.
+    fn asks_for_masks(&self) -> bool {
+        self.prompts > 0 && self.separate.as_ref().is_none_or(|separate| separate.sam_batch > 0)
     }
 
     /// Most pictures of one micro-batch.
@@ -456,7 +467,8 @@ impl Recipe {
             self.finetune.as_ref().map_or(0.0, |finetune| finetune.own_prompts),
         ];
         let detail = self.sharpen.as_ref().map_or(&[][..], |s| &s.detail);
-        let rules: [(&'static str, bool, String, String); 27] = [
+        let weights = &self.losses;
+        let rules: [(&'static str, bool, String, String); 29] = [
             (
                 "sam.patch_size",
                 sam.patch_size == 16,
@@ -613,7 +625,7 @@ impl Recipe {
                 self.teach_sam
                     .iter()
                     .chain(&self.teach_clip)
-                    .all(|s| s.separate.is_none() && s.accumulate == 1)
+                    .all(|s| s.separate.is_none() && s.accumulate == 1 && s.watch.is_none())
                     && self
                         .words
                         .iter()
@@ -628,8 +640,51 @@ impl Recipe {
                     self.stages().map(|s| (s.accumulate, &s.separate)).collect::<Vec<_>>()
                 ),
                 "one or more CLIP sizes, each a multiple of 16 that the CLIP head can pool; not in a teacher's stage, nor in \
-                 [words] and [sharpen], which are not watched either"
+                 [words] and [sharpen], which are not watched either, and a teacher's step is one batch"
                     .into(),
+            ),
+            (
+                "separate.sam_batch",
+                self.stages()
+                    .all(|s| !s.has_sam_batch() || (s.prompts > 0 && weights.sam > 0.0))
+                    && !self.probe.has_sam_batch(),
+                format!(
+                    "{:?} with losses.sam = {}",
+                    self.stages()
+                        .filter(|s| s.has_sam_batch())
+                        .map(|s| format!("{} pictures, {} prompts", s.largest_batch(), s.prompts))
+                        .collect::<Vec<_>>(),
+                    weights.sam
+                ),
+                "0, or prompts of at least 1 and losses.sam above 0; 0 in [probe], whose SAM head is frozen".into(),
+            ),
+            (
+                "losses",
+                [
+                    weights.clip,
+                    weights.sam,
+                    weights.focal,
+                    weights.entropy,
+                    weights.region_text,
+                    weights.name_contrast,
+                ]
+                .iter()
+                .all(|weight| weight.is_finite() && *weight >= 0.0)
+                    && (0.0..=1.0).contains(&weights.labelled)
+                    && weights.logit_scale > 0.0
+                    && weights.logit_scale.is_finite(),
+                format!(
+                    "clip {}, sam {}, focal {}, entropy {}, region_text {}, name_contrast {}, labelled {}, logit_scale {}",
+                    weights.clip,
+                    weights.sam,
+                    weights.focal,
+                    weights.entropy,
+                    weights.region_text,
+                    weights.name_contrast,
+                    weights.labelled,
+                    weights.logit_scale
+                ),
+                "finite weights of at least 0, labelled of 0 to 1 and a logit_scale above 0".into(),
             ),
             (
                 "repeat",
@@ -696,16 +751,36 @@ impl Recipe {
         table.to_string()
     }
 
+    /// The stage of that name, if the recipe has it.
+    #[must_use]
+    pub fn stage(&self, name: StageName) -> Option<&Stage> {
+        match name {
+            StageName::TeachSam => self.teach_sam.as_ref(),
+            StageName::TeachClip => self.teach_clip.as_ref(),
+            StageName::Probe => Some(&self.probe),
+            StageName::Distill => Some(&self.distill),
+            StageName::Adapt => self.adapt.as_ref().map(|adapt| &adapt.stage),
+            StageName::Words => self.words.as_ref(),
+            StageName::Finetune => self.finetune.as_ref().map(|finetune| &finetune.stage),
+            StageName::Sharpen => self.sharpen.as_ref().map(|sharpen| &sharpen.stage),
+        }
+    }
+
+    /// Whether a SAM head learns masks in the stage.
+    #[must_use]
+    pub fn learns_masks(&self, name: StageName) -> bool {
+        match name {
+            StageName::TeachSam | StageName::Sharpen => self.stage(name).is_some(),
+            StageName::TeachClip | StageName::Probe | StageName::Words => false,
+            StageName::Distill | StageName::Adapt | StageName::Finetune => {
+                self.losses.sam > 0.0 && self.stage(name).is_some_and(Stage::asks_for_masks)
+            }
+        }
+    }
+
     /// All stages that the recipe has.
     fn stages(&self) -> impl Iterator<Item = &Stage> {
-        let teachers = self.teach_sam.iter().chain(&self.teach_clip);
-        let last = self.adapt.iter().map(|adapt| &adapt.stage);
-        teachers
-            .chain([&self.probe, &self.distill])
-            .chain(last)
-            .chain(&self.words)
-            .chain(self.finetune.iter().map(|finetune| &finetune.stage))
-            .chain(self.sharpen.iter().map(|sharpen| &sharpen.stage))
+        StageName::ALL.into_iter().filter_map(|name| self.stage(name))
     }
 
     /// The recipe at the size of stage 3.
@@ -776,10 +851,25 @@ mod tests {
         }
     }
 
+    fn apart() -> Separate {
+        Separate {
+            clip: vec![BatchSize { side: 224, batch: 8 }],
+            sam_batch: 2,
+        }
+    }
+
+    fn watch() -> Watch {
+        Watch {
+            every: 10,
+            photos: 4,
+            tolerance: 1.0,
+        }
+    }
+
     #[test]
     fn values_that_do_not_go_together_are_refused_by_name() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 16] = [
+        let cases: [(Spoil, &str); 21] = [
             (
                 |r| r.words.as_mut().unwrap().batch = 0,
                 "batch: found [8, 48, 8, 16, 8, 0, 8], expected at least 1",
@@ -831,6 +921,23 @@ mod tests {
             (
                 |r| r.sharpen.as_mut().unwrap().stage.prompts = 0,
                 "sharpen.stage.prompts: found 0, expected at least 1",
+            ),
+            (
+                |r| (r.distill.separate, r.distill.prompts) = (Some(apart()), 0),
+                "separate.sam_batch: found [\"8 pictures, 0 prompts\"]",
+            ),
+            (
+                |r| (r.distill.separate, r.losses.sam) = (Some(apart()), 0.0),
+                "with losses.sam = 0, expected 0, or prompts of at least 1",
+            ),
+            (
+                |r| (r.probe.separate, r.probe.prompts) = (Some(apart()), 2),
+                "0 in [probe], whose SAM head is frozen",
+            ),
+            (|r| r.losses.sam = f32::NAN, "losses: found clip 1, sam NaN"),
+            (
+                |r| r.teach_sam.as_mut().unwrap().watch = Some(watch()),
+                "a teacher's step is one batch",
             ),
         ];
         let folder = tempfile::tempdir().unwrap();

@@ -23,6 +23,9 @@ use crate::train::text_bank::{TextBank, tokenize};
 /// Grid of the loss, in cells per patch and direction.
 pub const CELLS_PER_PATCH: usize = 2;
 
+/// Most photos whose pixels decide the weights of names; of more, as many are taken at equal distances.
+const WEIGHED: usize = 20_000;
+
 /// The loss of one micro-batch.
 pub struct RegionText<B: Kernels> {
     /// Cross-entropy, `[1, 1]`.
@@ -105,7 +108,7 @@ pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
     };
     let count = |index: usize| -> HashMap<String, f64> {
         let mut counts = HashMap::new();
-        if let Ok(sample) = dataset.get(index)
+        if let Ok(sample) = feed.read(dataset, index)
             && let Some(mask) = sample.mask
         {
             let mut histogram = [0_u32; 256];
@@ -126,9 +129,15 @@ pub fn name_weights(feed: &Feed, least: f32) -> HashMap<String, f32> {
         b.into_iter().for_each(|(name, n)| *a.entry(name).or_insert(0.0) += n);
         a
     };
-    let counts = (0..dataset.len())
+    let labelled = |&index: &usize| {
+        let raw = &dataset.samples()[index];
+        raw.mask.is_some() && split(&raw.key) == Split::Train
+    };
+    let labelled: Vec<usize> = (0..dataset.len()).filter(labelled).collect();
+    let every = labelled.len().div_ceil(WEIGHED).max(1);
+    let counts = labelled
         .into_par_iter()
-        .filter(|&i| split(&dataset.samples()[i].key) == Split::Train)
+        .step_by(every)
         .map(count)
         .reduce(HashMap::new, merge);
     by_rarity(counts, least)

@@ -104,9 +104,18 @@ impl<B: Kernels> Run<B> {
             processes: options.processes,
             device,
         };
+        let feed = Feed::new(dataset.map(Arc::new), &recipe);
+        let runs = |name: StageName| match name {
+            StageName::TeachSam => options.sam.is_none() && options.start.is_none(),
+            name => options.start.is_none() || name >= StageName::Finetune,
+        };
+        let mut stages = StageName::ALL.into_iter();
+        if let Some(name) = stages.find(|&name| runs(name) && recipe.learns_masks(name)) {
+            feed.check_regions(name.section())?;
+        }
         Ok(Self {
             tokenizer: Tokenizer::shortened(recipe.merges)?,
-            feed: Feed::new(dataset.map(Arc::new), &recipe),
+            feed,
             folder,
             sam: options.sam,
             clip: options.clip,

@@ -17,6 +17,7 @@ use burn_flex::Flex;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::autodiff::Graph;
+use crate::train::feed::FeedError;
 use crate::train::frozen::StoreError;
 use crate::train::kernels::Kernels;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
@@ -57,6 +58,9 @@ pub enum SessionError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The photos.
+    #[error(transparent)]
+    Data(#[from] FeedError),
     /// What frozen networks say cannot be kept.
     #[error(transparent)]
     Features(#[from] StoreError),
@@ -416,13 +420,13 @@ impl<B: Kernels> Session<B> {
     /// and their gradients add up. `rate` gives each weight's factor on the learning rate, 0 for frozen weights.
     ///
     /// # Errors
-    /// [`SessionError`] if a checkpoint cannot be written or the loss is not finite.
+    /// [`SessionError`] if a checkpoint cannot be written, photos cannot be read or the loss is not finite.
     pub fn run<I: Send>(
         &mut self,
         stage: &Stage,
         optimizer: &AdamWConfig,
         rate: impl Fn(&str) -> f32,
-        batch: impl Fn(u64) -> Vec<I> + Sync,
+        batch: impl Fn(u64) -> Result<Vec<I>, FeedError> + Sync,
         mut loss: impl FnMut(&Graph<Tape<B>>, I) -> StepLoss<B>,
     ) -> Result<(), SessionError> {
         if self.watched.stopped {
@@ -447,6 +451,7 @@ impl<B: Kernels> Session<B> {
             for step in first..stage.steps {
                 let waited = Instant::now();
                 let Ok(inputs) = receive.recv() else { break };
+                let inputs = inputs?;
                 log.input_wait += waited.elapsed();
                 let started = Instant::now();
                 let (mut value, mut summed) = (0.0, Gradients::new());
@@ -578,7 +583,7 @@ fn add(sum: &mut Gradients, more: Gradients) {
     }
 }
 
-/// Loss, its parts, and gradients of every weight whose `rate` is above 0.
+/// Loss, its parts, and gradients of every weight whose `rate` is above 0; none where no such weight has a part in the loss.
 pub fn gradients<B: Kernels>(
     weights: &Weights,
     device: &B::Device,
@@ -597,8 +602,11 @@ pub fn gradients<B: Kernels>(
     let graph = Graph::<Tape<B>>::from_parameters(parameters.collect(), device.clone());
     let StepLoss { total, parts } = loss(&graph);
     let value = graph.values(&total)[0];
-    let mut tape = Tape::<B>::backward(total);
     let mut gradients = Gradients::new();
+    if !total.is_tracked() {
+        return (value, parts, gradients);
+    }
+    let mut tape = Tape::<B>::backward(total);
     for (name, tensor) in graph.parameters() {
         if rate(name) > 0.0
             && let Some(gradient) = Tape::<B>::grad_remove(tensor, &mut tape)
@@ -723,7 +731,7 @@ mod tests {
             &stage(average, watch),
             &AdamWConfig::default(),
             |_| 1.0,
-            |step| vec![(step, (step as f32).sin())],
+            |step| Ok(vec![(step, (step as f32).sin())]),
             |graph, (step, target)| {
                 let target = graph.input(vec![target; 3], &[3]);
                 let error = graph.sub(&graph.weight("w", &[3]), &target);
@@ -779,7 +787,7 @@ mod tests {
                 steps: 40,
                 ..stage(None, None)
             };
-            let batch = |_| micro.iter().map(|&target| (target, 1.0 / micro.len() as f32)).collect();
+            let batch = |_| Ok(micro.iter().map(|&target| (target, 1.0 / micro.len() as f32)).collect());
             let loss = |graph: &Graph<Tape<Flex>>, (target, share): (f32, f32)| {
                 let error = graph.sub(&graph.weight("w", &[3]), &graph.input(vec![target; 3], &[3]));
                 let total = graph.scale(&graph.sum(&graph.mul(&error, &error), 0), share);
@@ -799,6 +807,18 @@ mod tests {
             "the mean of two gradients is that of the mean target"
         );
         assert!(apart(end(&[0.3]), end(&[0.1, 0.1])) > 1e-2);
+    }
+
+    #[test]
+    fn a_loss_without_a_weight_that_learns_has_no_gradients() {
+        let loss = |graph: &Graph<Tape<Flex>>| StepLoss {
+            total: graph.sum(&graph.weight("w", &[3]), 0),
+            parts: Vec::new(),
+        };
+        for (rate, learning) in [(0.0, 0), (1.0, 1)] {
+            let (value, _, gradients) = gradients::<Flex>(&initial(), &CPU, |_| rate, loss);
+            assert_eq!((value, gradients.len()), (-0.5, learning));
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::contract::Manifest;
 use crate::text::tokenizer::Tokenizer;
 use crate::train::autodiff::Graph;
 use crate::train::export;
-use crate::train::feed::{Feed, Item, PromptBatch, SCALES};
+use crate::train::feed::{Draw, Feed, Item, PromptBatch, SCALES};
 use crate::train::initial;
 use crate::train::kernels::Kernels;
 use crate::train::model::{clip_head, encoder, inventory};
@@ -80,26 +80,33 @@ pub fn sharpen<B: Kernels>(
     let names = feed.names();
     let batch = |step: u64| {
         let micro_batches = (first..first + stage.accumulate).map(|index| {
-            let mut views = Views {
-                items: Vec::new(),
-                asked: Vec::new(),
-                practice: PromptBatch::default(),
-                rng: feed.rng(SHARPEN, step, stage.batch * micro + index),
-            };
-            for slot in index * stage.batch..(index + 1) * stage.batch {
+            let slots = index * stage.batch..(index + 1) * stage.batch;
+            let made = feed.slots(slots, |slot| {
                 let mut rng = feed.rng(SHARPEN, step, slot);
-                let sample = feed.sample(SHARPEN, step, slot, stage.batch * micro, 0.0);
+                let draw = Draw::Any { unlabelled: 0.0 };
+                let sample = feed.sample(SHARPEN, step, slot, stage.batch * micro, draw)?;
                 let scales = if rng.random_bool(0.5) { SCALES } else { NEARLY_WHOLE };
                 let item = feed.item(&sample, side, scales, &mut rng);
                 // What is rough says where a thing is, and no mask.
                 let labels = item.names.as_ref().filter(|labels| !labels.rough);
                 let asked = labels.map(|labels| names_to_ask(labels, &names, &mut rng));
                 let threshold = rng.random_range(THRESHOLDS.0..THRESHOLDS.1);
-                views.asked.push((asked.unwrap_or_default(), threshold));
-                views.practice.push(&item, PRACTISED, points, low, 0.0, &mut rng);
+                let mut practice = PromptBatch::default();
+                practice.push(&item, PRACTISED, points, low, 0.0, &mut rng);
+                Ok((item, (asked.unwrap_or_default(), threshold), practice))
+            })?;
+            let mut views = Views {
+                items: Vec::new(),
+                asked: Vec::new(),
+                practice: PromptBatch::default(),
+                rng: feed.rng(SHARPEN, step, stage.batch * micro + index),
+            };
+            for (item, asked, practice) in made {
                 views.items.push(item);
+                views.asked.push(asked);
+                views.practice.append(practice);
             }
-            views
+            Ok(views)
         });
         micro_batches.collect()
     };

@@ -11,7 +11,7 @@ use crate::train::autodiff::{Graph, TokenBatch};
 use crate::train::dataset::Sample;
 use crate::train::dataset::augment::{Augmentation, Colours, Fit, Normalisation, Region, augment, bounds, view};
 use crate::train::dataset::names::canonical;
-use crate::train::feed::{Feed, MASK_PROMPTS, PromptBatch, SCALES, in_other_words, in_template};
+use crate::train::feed::{Draw, Feed, MASK_PROMPTS, PromptBatch, SCALES, in_other_words, in_template};
 use crate::train::initial;
 use crate::train::kernels::Kernels;
 use crate::train::loss::cross_entropy;
@@ -64,15 +64,20 @@ pub fn sam<B: Kernels>(
     })?;
     let low = 4 * sam.grid();
     let batch = |step: u64| {
-        let (mut pixels, mut prompts) = (Vec::new(), PromptBatch::default());
-        for slot in 0..stage.batch {
+        let views = feed.slots(0..stage.batch, |slot| {
             let mut rng = feed.rng(SAM, step, slot);
-            let sample = feed.sample(SAM, step, slot, stage.batch, 0.15);
+            let sample = feed.sample(SAM, step, slot, stage.batch, Draw::Any { unlabelled: 0.15 })?;
             let item = feed.item(&sample, sam.image_size, SCALES, &mut rng);
+            let mut prompts = PromptBatch::default();
             prompts.push(&item, stage.prompts, recipe.export.points, low, MASK_PROMPTS, &mut rng);
-            pixels.extend(item.view.pixels);
+            Ok((item.view.pixels, prompts))
+        })?;
+        let (mut pixels, mut prompts) = (Vec::new(), PromptBatch::default());
+        for (view, asked) in views {
+            pixels.extend(view);
+            prompts.append(asked);
         }
-        vec![(pixels, prompts)]
+        Ok(vec![(pixels, prompts)])
     };
     let frozen = |name: &str| f32::from(u8::from(!name.contains("gaussian_matrix")));
     session.run(stage, &recipe.optimizer, frozen, batch, |graph, (pixels, prompts)| {
@@ -201,11 +206,13 @@ pub fn clip<B: Kernels>(
         initial::weights(&inventory::clip(&config), recipe.seed + 1)
     })?;
     let batch = |step: u64| {
-        let (mut pixels, mut texts) = (Vec::new(), Vec::new());
-        for slot in 0..stage.batch {
+        let pairs = feed.slots(0..stage.batch, |slot| {
             let mut rng = feed.rng(CLIP, step, slot);
-            let sample = feed.sample(CLIP, step, slot, stage.batch, 0.5);
-            let pair = pair(feed, &sample, side, synonyms, &mut rng);
+            let sample = feed.sample(CLIP, step, slot, stage.batch, Draw::Clip { unlabelled: 0.5 })?;
+            Ok(pair(feed, &sample, side, synonyms, &mut rng))
+        })?;
+        let (mut pixels, mut texts) = (Vec::new(), Vec::new());
+        for pair in pairs {
             pixels.extend(pair.pixels);
             texts.push(pair.text.chars().take(300).collect::<String>());
         }
@@ -219,7 +226,7 @@ pub fn clip<B: Kernels>(
             tokenize(tokenizer, &texts).expect("class names are short")
         };
         let named = (chosen.iter().map(|n| (*n).clone()).collect::<Vec<_>>(), pair(), pair());
-        vec![(pixels, texts, tokens, named)]
+        Ok(vec![(pixels, texts, tokens, named)])
     };
     session.run(
         stage,

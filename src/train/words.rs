@@ -63,7 +63,7 @@ pub fn words<B: Kernels>(
             let tokens = |texts: &[String]| tokenize(tokenizer, texts).expect("texts are cut to fit");
             (tokens(&said), tokens(&meant))
         });
-        micro.collect()
+        Ok(micro.collect())
     };
     let rate = |name: &str| f32::from(u8::from(tower.contains_key(name)));
     session.run(stage, &recipe.optimizer, rate, batch, |graph, (said, meant)| {
