@@ -2,6 +2,7 @@
 
 use tempfile::TempDir;
 
+use super::centre_crop::centre_crop;
 use super::wording::{Words, tokenizer};
 use super::{EvalError, ImageText};
 use crate::contract::{Bundle, GraphKind, GraphSpec, TensorSpec};
@@ -13,6 +14,50 @@ use crate::train::onnx::{Recorder, Storage};
 use crate::train::ops::Ops;
 use crate::train::teachers::CLIP_NORMALISATION;
 use crate::train::weights::Weights;
+
+/// How a whole photo becomes the tower's square. Crops and feature maps are stretched to it either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WholePhoto {
+    /// Both sides to the tower's: as teachers of our recipes are trained.
+    Stretched,
+    /// Shortest side to the tower's, bicubic, then the middle square: the protocol of published checkpoints.
+    CentreCrop,
+}
+
+impl WholePhoto {
+    /// As it is written in the report.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stretched => "stretched",
+            Self::CentreCrop => "shortest side bicubic and centre crop; crops and maps stretched",
+        }
+    }
+
+    /// The sentence of a protocol.
+    #[must_use]
+    pub fn protocol(self) -> &'static str {
+        match self {
+            Self::Stretched => "The CLIP teacher sees the photo stretched to its square, as in its training.",
+            Self::CentreCrop => {
+                "The CLIP teacher sees the middle of the photo: shortest side to its size (bicubic), centre crop, as \
+                 published."
+            }
+        }
+    }
+
+    /// Input `[3, side, side]` of the tower.
+    fn pixels(self, photo: &Sample, side: usize) -> Vec<f32> {
+        match self {
+            Self::Stretched => stretched(photo, Region::whole(&photo.photo), side),
+            Self::CentreCrop => centre_crop(&photo.photo, side, &CLIP_NORMALISATION),
+        }
+    }
+}
+
+fn stretched(photo: &Sample, region: Region, side: usize) -> Vec<f32> {
+    view(photo, region, side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION).pixels
+}
 
 /// What the image tower says about one photo.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +78,8 @@ pub struct ClipTower {
     pub config: ClipConfig,
     /// Factor on cosines, already exponentiated.
     pub logit_scale: f32,
+    /// How it sees a whole photo.
+    pub whole: WholePhoto,
     /// What runs it.
     pub provider: String,
     /// Bytes of the image tower's graph.
@@ -54,6 +101,7 @@ impl ClipTower {
         origin: &str,
         config: &ClipConfig,
         weights: &Weights,
+        whole: WholePhoto,
         bundle: &Bundle,
         options: &RuntimeOptions,
     ) -> Result<Self, EvalError> {
@@ -82,6 +130,7 @@ impl ClipTower {
             name: name.into(),
             origin: origin.into(),
             config: config.clone(),
+            whole,
             logit_scale: weights.get("logit_scale").map_or(1.0, |v| v.data[0].exp()),
             provider: format!(
                 "{}, {}",
@@ -102,11 +151,13 @@ impl ClipTower {
     /// # Errors
     /// [`EvalError`] if the graph fails.
     pub fn region(&mut self, photo: &Sample, region: Region) -> Result<TowerOutput, EvalError> {
-        let side = self.config.vision_cfg.image_size;
-        let view = view(photo, region, side, Fit::Stretch, Colours::SAME, &CLIP_NORMALISATION);
+        self.output(&stretched(photo, region, self.config.vision_cfg.image_size))
+    }
+
+    fn output(&mut self, pixels: &[f32]) -> Result<TowerOutput, EvalError> {
         let mut output = TowerOutput::default();
         self.session
-            .run(&self.spec, &[Values::F32(&view.pixels)], &mut |index, _, values| {
+            .run(&self.spec, &[Values::F32(pixels)], &mut |index, _, values| {
                 let out = if index == 0 {
                     &mut output.embedding
                 } else {
@@ -121,7 +172,8 @@ impl ClipTower {
 
 impl ImageText for ClipTower {
     fn image(&mut self, photo: &Sample) -> Result<Vec<f32>, EvalError> {
-        Ok(self.region(photo, Region::whole(&photo.photo))?.embedding)
+        let pixels = self.whole.pixels(photo, self.config.vision_cfg.image_size);
+        Ok(self.output(&pixels)?.embedding)
     }
 
     fn names(&mut self, names: &[String]) -> Result<Vec<Vec<f32>>, EvalError> {
@@ -145,4 +197,35 @@ fn image_graph(config: &ClipConfig, weights: &Weights) -> Vec<u8> {
     let embedding = recorder.unit_norm(&clip::pooled(&recorder, config, &tokens));
     let patches = recorder.slice(&tokens, 1, 1, n + 1);
     recorder.finish("clip_image", &[("image_embedding", &embedding), ("tokens", &patches)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::dataset::{Photo, SampleInfo};
+
+    #[test]
+    fn a_published_tower_does_not_see_what_lies_beside_the_middle_square() {
+        let rgb = (0..4 * 40).flat_map(|i| [if (12..28).contains(&(i % 40)) { 90 } else { 255 }; 3]);
+        let photo = Photo {
+            width: 40,
+            height: 4,
+            rgb: rgb.collect(),
+        };
+        let sample = Sample {
+            key: "wide".into(),
+            photo,
+            mask: None,
+            segments: None,
+            info: SampleInfo::default(),
+            regions: Vec::new(),
+        };
+        let spread = |whole: WholePhoto| {
+            let pixels = whole.pixels(&sample, 4);
+            assert_eq!(pixels.len(), 3 * 16);
+            pixels[..16].iter().any(|&v| (v - pixels[0]).abs() > 0.1)
+        };
+        assert!(!spread(WholePhoto::CentreCrop));
+        assert!(spread(WholePhoto::Stretched));
+    }
 }

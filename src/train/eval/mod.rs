@@ -4,6 +4,7 @@
 //! [`report`]. A model is a bundle ([`segmenter`]) or a CLIP teacher ([`clip_tower`]); a SAM teacher is a bundle too.
 
 pub mod calibrate;
+mod centre_crop;
 pub mod claims;
 pub mod clip_tower;
 pub mod instance;

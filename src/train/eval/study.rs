@@ -87,7 +87,7 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
             .map(|(name, found)| (name.clone(), accuracy_entries(found)));
         sections.push(Section::new(
             "Zero-shot classification",
-            CLASSIFICATION,
+            &with_input(CLASSIFICATION, models),
             columns.collect(),
         ));
     }
@@ -98,7 +98,8 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
             recalls.push((name, retrieve(model, dataset, part, limit)?));
         }
         let columns = recalls.iter().map(|(name, found)| (name.clone(), found.entries()));
-        sections.push(Section::new("Retrieval by captions", RETRIEVAL, columns.collect()));
+        let protocol = with_input(RETRIEVAL, models);
+        sections.push(Section::new("Retrieval by captions", &protocol, columns.collect()));
     }
     if options.wants(Measure::Instance) || forgetting {
         for model in models.segmenters() {
@@ -195,6 +196,13 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
     }
     sections.retain(|section| !section.rows.is_empty());
     Ok(sections)
+}
+
+/// A protocol of whole photos, with what the models see of them.
+fn with_input(protocol: &str, models: &Models) -> String {
+    let clip = models.clip.as_ref().map_or("", |clip| clip.whole.protocol());
+    let students = "Bundles and checkpoints see all of it, letterboxed.";
+    format!("{protocol} {students} {clip}").trim_end().to_owned()
 }
 
 /// Differences of each student to the teachers, in points.

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
-use super::super::clip_tower::ClipTower;
+use super::super::clip_tower::{ClipTower, WholePhoto};
 use super::super::probing::{Features, Source, probe};
 use super::super::speed::medians_ms;
 use super::figures::{Data, open_at};
@@ -68,7 +68,15 @@ pub(super) fn compare(
     )?;
     let mut student = open_at(recipe, merged, side, data)?;
     let config = clip_config(recipe);
-    let mut clip = ClipTower::open("CLIP", "the study", &config, &made.clip, &student.bundle, &data.runtime)?;
+    let mut clip = ClipTower::open(
+        "CLIP",
+        "the study",
+        &config,
+        &made.clip,
+        WholePhoto::Stretched,
+        &student.bundle,
+        &data.runtime,
+    )?;
     let bytes = |folder: &std::path::Path| std::fs::metadata(folder).map(|m| m.len() as f64 / 1e6);
     let path = |model: &super::super::segmenter::Segmenter| {
         model

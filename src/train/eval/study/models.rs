@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::super::clip_tower::ClipTower;
+use super::super::clip_tower::{ClipTower, WholePhoto};
 use super::super::options::Options;
 use super::super::report::ModelFacts;
 use super::super::segmenter::Segmenter;
@@ -102,6 +102,7 @@ impl Models {
             &origin,
             &config,
             &clip_weights,
+            whole_photo(options),
             &teacher.bundle,
             runtime,
         )?;
@@ -139,11 +140,19 @@ impl Models {
         facts.extend(self.clip.iter().map(|c| ModelFacts {
             column: c.name.clone(),
             origin: c.origin.clone(),
-            input: format!("{} px, stretched", c.config.vision_cfg.image_size),
+            input: format!("{} px, {}", c.config.vision_cfg.image_size, c.whole.name()),
             bundle: None,
             provider: c.provider.clone(),
         }));
         facts
+    }
+}
+
+/// How the CLIP teacher sees whole photos: one of a run as it was trained, somebody's checkpoint as it is published.
+fn whole_photo(options: &Options) -> WholePhoto {
+    match options.run {
+        Some(_) => WholePhoto::Stretched,
+        None => WholePhoto::CentreCrop,
     }
 }
 
@@ -189,4 +198,19 @@ fn temporary(
     recipe.export.sizes.clear();
     let bundle = export::bundle(&recipe, weights, folder.path(), Storage::Half)?;
     Segmenter::open(name, origin, bundle, runtime, Some(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_checkpoint_is_measured_by_the_published_protocol_and_a_runs_teacher_by_its_own() {
+        let options = |run: Option<&str>| Options {
+            run: run.map(Into::into),
+            ..Options::default()
+        };
+        assert_eq!(whole_photo(&options(Some("runs/nano"))), WholePhoto::Stretched);
+        assert_eq!(whole_photo(&options(None)), WholePhoto::CentreCrop);
+    }
 }
