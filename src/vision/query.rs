@@ -99,6 +99,19 @@ impl Queries {
         if background.is_empty() {
             return Err(QueryError::NoBackground);
         }
+        Self::checked(width, queries, background)
+    }
+
+    /// As [`Self::new`] without background: the queries share every patch among themselves. For measuring where every
+    /// pixel is known to be one of them; a camera's picture is not.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn among_themselves(width: usize, queries: &[(Vec<f32>, Option<f32>)]) -> Result<Self, QueryError> {
+        Self::checked(width, queries, &[])
+    }
+
+    fn checked(width: usize, queries: &[(Vec<f32>, Option<f32>)], background: &[Vec<f32>]) -> Result<Self, QueryError> {
         for (index, e) in queries.iter().map(|q| &q.0).chain(background).enumerate() {
             if e.len() != width {
                 return Err(QueryError::Width {
@@ -188,7 +201,7 @@ pub fn score(
     let mut logits = vec![0.0; asked.len()];
     for p in 0..patches {
         let column = |q: usize| asked[q * patches + p];
-        let others = background[p..].iter().step_by(patches).copied();
+        let others = background.iter().skip(p).step_by(patches).copied();
         let everything = others.chain((0..classes).map(column));
         let top = everything.clone().fold(f32::NEG_INFINITY, f32::max);
         let total: f64 = everything.map(|l| f64::from(l - top).exp()).sum();
@@ -452,6 +465,28 @@ mod tests {
             "neither means the sky"
         );
         assert_eq!(background(&[road], &only), only[0]);
+    }
+
+    #[test]
+    fn without_background_the_best_query_has_most_of_a_patch_that_looks_like_neither() {
+        let (a, b) = (vec![1.0, 0.0, 0.0], vec![0.0, 1.0, 0.0]);
+        let queries = [(a, None), (b, None)];
+        let mut features = Features {
+            patch_embeddings: vec![0.0; 3 * GRID * GRID],
+            ..Features::default()
+        };
+        // every patch looks like the background, and a little more like b than like a
+        features.patch_embeddings[GRID * GRID..2 * GRID * GRID].fill(0.2);
+        features.patch_embeddings[2 * GRID * GRID..].fill(0.9);
+        let letterbox = Letterbox::fit(FrameSize::new(64, 64).unwrap(), 96);
+        let best = |queries: &Queries| {
+            let scores = score(&features, queries, &manifest(), letterbox).unwrap();
+            [scores.best(0), scores.best(1)]
+        };
+        let [a, b] = best(&Queries::new(3, &queries, &[vec![0.0, 0.0, 1.0]]).unwrap());
+        assert!(a < b && b < 0.5, "{a} {b}");
+        let [a, b] = best(&Queries::among_themselves(3, &queries).unwrap());
+        assert!(b > 0.5 && (a + b - 1.0).abs() < 1e-5, "{a} {b}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod options;
 pub mod pair;
 pub mod presence;
 pub mod probing;
+mod protocol;
 pub mod report;
 pub mod segmenter;
 pub mod semantic;
@@ -36,6 +37,7 @@ use crate::vision::pixels::PixelError;
 use crate::vision::query::QueryError;
 
 pub use options::Options;
+pub use protocol::Protocol;
 pub use semantic::{CLASSES, ClassResult, Measurement, Semantic};
 pub use truth::Tally;
 pub use wording::{competitors, queries, tokenizer};

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use crate::train::dataset::layout::Folder;
 use crate::train::dataset::{Layout, Split};
+use crate::train::eval::protocol::Protocol;
 use crate::train::eval::wise_ft::share;
 
 /// Models, data and measurements of one study.
@@ -47,6 +48,9 @@ pub struct Options {
     /// Which part of the data; by default everything of folders, the validation tenth of tars.
     #[arg(long, value_enum)]
     pub part: Option<Part>,
+    /// How pixels are counted against names; by default as papers report on the folder, our own rules for tars.
+    #[arg(long, value_enum)]
+    pub protocol: Option<Protocol>,
     /// At most this many photos per measurement.
     #[arg(long, default_value_t = usize::MAX)]
     pub limit: usize,

@@ -12,12 +12,12 @@ use super::clip_tower::ClipTower;
 use super::instance::{Mean, mask};
 use super::report::Entry;
 use super::segmenter::{Prompt, Segmenter};
-use super::semantic::{classes_of, mean_head};
+use super::semantic::{Photos, mean_head};
 use super::truth::{Tally, Truth};
 use super::wording::competitors;
 use super::{EvalError, ImageText, chosen};
+use crate::train::dataset::Sample;
 use crate::train::dataset::augment::Region;
-use crate::train::dataset::{Dataset, Sample, Split};
 use crate::vision::geometry::FramePoint;
 use crate::vision::mask::BinaryMask;
 use crate::vision::refine::MASKS_PER_PROMPT;
@@ -49,21 +49,23 @@ pub struct Pair {
     pub time_ms: f64,
 }
 
-/// Measures the pair on at most `limit` labelled photos of one part.
+/// Measures the pair.
 ///
 /// # Errors
 /// [`EvalError`] if a photo cannot be used or a model fails.
-pub fn pair(
-    sam: &mut Segmenter,
-    clip: &mut ClipTower,
-    dataset: &Dataset,
-    part: Option<Split>,
-    limit: usize,
-) -> Result<Pair, EvalError> {
-    let classes = classes_of(dataset);
-    let background = competitors(&sam.bundle.manifest, &classes);
+pub fn pair(sam: &mut Segmenter, clip: &mut ClipTower, photos: &Photos<'_>) -> Result<Pair, EvalError> {
+    let Photos {
+        dataset,
+        part,
+        limit,
+        protocol,
+    } = *photos;
+    let classes = protocol.classes(dataset);
     let mut names = classes.clone();
-    names.extend(background.into_iter().map(str::to_owned));
+    if protocol.has_background() {
+        let background = competitors(&sam.bundle.manifest, &classes);
+        names.extend(background.into_iter().map(str::to_owned));
+    }
     let texts = clip.names(&names)?;
     let (mut tallies, mut none) = (vec![Tally::default(); classes.len()], Tally::default());
     let (mut masks, mut times, mut photos) = (Mean::default(), Mean::default(), 0);
@@ -83,7 +85,7 @@ pub fn pair(
         times.add(1e3 * start.elapsed().as_secs_f64());
         masks.add(found.len() as f64);
         photos += 1;
-        let truth = Truth::of(&sample, dataset.names(), &classes);
+        let truth = Truth::of(&sample, dataset.names(), &classes, protocol);
         for (label, predicted) in truth.label.iter().zip(predicted) {
             truth.count_pixel(label, predicted, &mut tallies, &mut none);
         }
@@ -188,6 +190,11 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use super::winner;
+
+    #[test]
+    fn without_background_prompts_every_mask_gets_a_name() {
+        assert_eq!(winner(&[-3.0, -2.0, -9.0], 3), Some(1));
+    }
 
     #[test]
     fn background_prompts_win_together() {

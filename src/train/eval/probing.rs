@@ -3,8 +3,9 @@
 //! Ridge regression in closed form on one-hot targets, features standardised by their spread in training, the penalty
 //! a thousandth of the number of examples. Fitted on the nine training tenths, scored on the validation tenth; so both
 //! need the data set's own training part. *Segmentation*: one example per cell of the feature map, its target the shares
-//! of the table's classes among the cell's labelled pixels; the cell scores go to the photo bilinearly, the best class
-//! wins, and every labelled pixel of the table's classes counts. *Classification*: one example per photo, its target the
+//! of the classes among the cell's labelled pixels; the cell scores go to the photo bilinearly, the best class
+//! wins, and every labelled pixel of the classes counts. Where the protocol counts background as benchmarks do, it is the
+//! last of the classes. *Classification*: one example per photo, its target the
 //! photo's label; collections of at least two names with photos in both parts.
 
 mod feature_map;
@@ -13,8 +14,8 @@ mod ridge;
 use std::collections::BTreeMap;
 
 use super::instance::Mean;
+use super::protocol::Protocol;
 use super::report::Entry;
-use super::semantic::classes_of;
 use super::truth::{Label, Tally, Truth};
 use super::zero_shot::{label, vocabularies};
 use super::{EvalError, chosen};
@@ -28,14 +29,32 @@ use ridge::{Fit, Ridge};
 ///
 /// # Errors
 /// [`EvalError`] if a photo cannot be used or the model fails.
-pub fn probe(features: &mut dyn Features, dataset: &Dataset, limit: usize) -> Result<Vec<Entry>, EvalError> {
-    let mut entries = segmentation(features, dataset, limit)?;
+pub fn probe(
+    features: &mut dyn Features,
+    dataset: &Dataset,
+    limit: usize,
+    protocol: Protocol,
+) -> Result<Vec<Entry>, EvalError> {
+    let mut entries = segmentation(features, dataset, limit, protocol)?;
     entries.extend(classification(features, dataset, limit)?);
     Ok(entries)
 }
 
-fn segmentation(features: &mut dyn Features, dataset: &Dataset, limit: usize) -> Result<Vec<Entry>, EvalError> {
-    let classes = classes_of(dataset);
+fn segmentation(
+    features: &mut dyn Features,
+    dataset: &Dataset,
+    limit: usize,
+    protocol: Protocol,
+) -> Result<Vec<Entry>, EvalError> {
+    let names = protocol.classes(dataset);
+    let classes = names.len() + usize::from(background_is_a_class(protocol));
+    let labels = |sample: &Sample| {
+        targets(
+            Truth::of(sample, dataset.names(), &names, protocol),
+            names.len(),
+            protocol,
+        )
+    };
     let labelled = |part| {
         let with_mask = chosen(dataset, Some(part)).filter(|&i| dataset.samples()[i].mask.is_some());
         with_mask.take(limit).collect::<Vec<_>>()
@@ -45,22 +64,20 @@ fn segmentation(features: &mut dyn Features, dataset: &Dataset, limit: usize) ->
     for index in train {
         let sample = dataset.get(index)?;
         let map = features.map(&sample)?;
-        let truth = Truth::of(&sample, dataset.names(), &classes);
-        let ridge = ridge.get_or_insert_with(|| Ridge::new(map.channels, classes.len()));
-        for (cell, target) in cell_targets(&map, &sample, &truth, classes.len()) {
+        let ridge = ridge.get_or_insert_with(|| Ridge::new(map.channels, classes));
+        for (cell, target) in cell_targets(&map, &sample, &labels(&sample), classes) {
             ridge.add(&map.cell(cell), &target);
         }
     }
     let Some(fit) = ridge.as_ref().and_then(Ridge::solve) else {
         return Ok(Vec::new());
     };
-    let mut tallies = vec![Tally::default(); classes.len()];
+    let mut tallies = vec![Tally::default(); classes];
     let mut photos = 0;
     for index in validation {
         let sample = dataset.get(index)?;
         let map = features.map(&sample)?;
-        let truth = Truth::of(&sample, dataset.names(), &classes);
-        count(&fit, &map, &truth, &mut tallies);
+        count(&fit, &map, &labels(&sample), &mut tallies);
         photos += 1;
     }
     let mut mean = Mean::default();
@@ -68,7 +85,7 @@ fn segmentation(features: &mut dyn Features, dataset: &Dataset, limit: usize) ->
         .iter()
         .filter(|t| t.labelled > 0)
         .for_each(|t| mean.add(t.iou()));
-    let name = format!("segmentation, {} classes, {photos} photos: mean IoU %", classes.len());
+    let name = format!("segmentation, {classes} classes, {photos} photos: mean IoU %");
     Ok(if photos > 0 {
         vec![Entry::percent(name, mean.value())]
     } else {
@@ -76,13 +93,28 @@ fn segmentation(features: &mut dyn Features, dataset: &Dataset, limit: usize) ->
     })
 }
 
+/// Whether what shows none of the names is to be told from them: where papers count it.
+fn background_is_a_class(protocol: Protocol) -> bool {
+    protocol.strict() && protocol.has_background()
+}
+
+/// Per pixel: the class to be told, background behind the names; nothing where no pixel counts.
+fn targets(truth: Truth, names: usize, protocol: Protocol) -> Vec<Option<usize>> {
+    let target = |label| match label {
+        Label::Class(class) => Some(class),
+        Label::Background => background_is_a_class(protocol).then_some(names),
+        Label::Other(_) | Label::Unknown => None,
+    };
+    truth.label.into_iter().map(target).collect()
+}
+
 /// Shares of the classes in each cell that has a labelled pixel of one.
-fn cell_targets(map: &FeatureMap, sample: &Sample, truth: &Truth, classes: usize) -> Vec<(usize, Vec<f32>)> {
+fn cell_targets(map: &FeatureMap, sample: &Sample, labels: &[Option<usize>], classes: usize) -> Vec<(usize, Vec<f32>)> {
     let mut shares = vec![vec![0.0_f32; classes]; map.side * map.side];
     let width = sample.photo.width.max(1);
-    for (pixel, label) in truth.label.iter().enumerate() {
-        if let Label::Class(class) = label {
-            shares[map.cell_of(pixel % width, pixel / width)][*class] += 1.0;
+    for (pixel, label) in labels.iter().enumerate() {
+        if let Some(class) = *label {
+            shares[map.cell_of(pixel % width, pixel / width)][class] += 1.0;
         }
     }
     let mut targets = Vec::new();
@@ -96,20 +128,20 @@ fn cell_targets(map: &FeatureMap, sample: &Sample, truth: &Truth, classes: usize
     targets
 }
 
-fn count(fit: &Fit, map: &FeatureMap, truth: &Truth, tallies: &mut [Tally]) {
+fn count(fit: &Fit, map: &FeatureMap, labels: &[Option<usize>], tallies: &mut [Tally]) {
     let cells: Vec<Vec<f32>> = (0..map.side * map.side)
         .map(|cell| fit.scores(&map.cell(cell)))
         .collect();
     let planes: Vec<Vec<f32>> = (0..tallies.len())
         .map(|class| map.on_photo(&cells.iter().map(|scores| scores[class]).collect::<Vec<_>>()))
         .collect();
-    for (pixel, label) in truth.label.iter().enumerate() {
-        if let Label::Class(class) = label {
+    for (pixel, label) in labels.iter().enumerate() {
+        if let Some(class) = *label {
             let best = (0..planes.len()).max_by(|&a, &b| planes[a][pixel].total_cmp(&planes[b][pixel]));
             let best = best.expect("the table has classes");
-            tallies[*class].labelled += 1;
+            tallies[class].labelled += 1;
             tallies[best].predicted += 1;
-            tallies[best].both += u64::from(best == *class);
+            tallies[best].both += u64::from(best == class);
         }
     }
 }
@@ -158,4 +190,22 @@ fn classification(features: &mut dyn Features, dataset: &Dataset, limit: usize) 
         entries.push(Entry::percent(name, right.value()));
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn background_is_told_from_the_names_where_papers_count_it() {
+        let truth = || Truth {
+            label: vec![Label::Class(1), Label::Background, Label::Unknown, Label::Other(9)],
+            annotated: vec![true; 2],
+            tolerated: Vec::new(),
+        };
+        let found = |protocol| targets(truth(), 2, protocol);
+        assert_eq!(found(Protocol::Published), [Some(1), Some(2), None, None]);
+        assert_eq!(found(Protocol::Open), [Some(1), None, None, None]);
+        assert_eq!(found(Protocol::PublishedNoBackground), [Some(1), None, None, None]);
+    }
 }

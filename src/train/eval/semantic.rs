@@ -1,16 +1,18 @@
 //! Zero-shot semantic segmentation.
 //!
-//! The protocol: labelled photos at their own size; all names of the table ([`classes_of`]) and the bundle's background
-//! prompts compete in every photo, whatever it shows; a pixel gets the name of the highest probability, or none if the
-//! background prompts together have more. Pixels without a label do not count; a prediction on background, or on a
-//! label outside the table, is a false positive unless the photo's collection does not annotate the name or the two
-//! names overlap. IoU is summed over all photos; a mean is over the classes that some photo shows. The constant-class
-//! figure is the IoU of predicting that class everywhere.
+//! Labelled photos at their own size; all names of the table and the bundle's background prompts compete in every photo,
+//! whatever it shows; a pixel gets the name of the highest probability, or none if the background prompts together have
+//! more. Pixels without a label do not count. By the open protocol names are those of [`classes_of`], and a prediction on
+//! background, or on a label outside the table, is a false positive unless the photo's collection does not annotate the
+//! name or the two names overlap; the published ones ([`Protocol`]) know no such excuses. IoU is summed over all photos; a
+//! mean is over the classes that some photo shows. The constant-class figure is the IoU of predicting that class
+//! everywhere.
 
+use super::protocol::Protocol;
 use super::report::Entry;
 use super::segmenter::Segmenter;
 use super::truth::{Label, Tally, Truth};
-use super::wording::{queries, tokenizer};
+use super::wording::{among_themselves, queries, tokenizer};
 use super::{EvalError, chosen, frame};
 use crate::contract::Manifest;
 use crate::runtime;
@@ -160,6 +162,7 @@ pub struct Measurement<'a> {
     manifest: &'a Manifest,
     queries: Queries,
     classes: Vec<String>,
+    protocol: Protocol,
     preprocessor: Preprocessor,
     features: Features,
     /// CLIP head alone, both heads.
@@ -183,6 +186,7 @@ impl<'a> Measurement<'a> {
             manifest,
             queries,
             classes: classes.iter().map(|c| c.as_ref().to_owned()).collect(),
+            protocol: Protocol::Open,
             preprocessor: Preprocessor::new(&manifest.encoder),
             features: Features::default(),
             tallies: [(); 2].map(|()| vec![Tally::default(); classes.len()]),
@@ -192,6 +196,13 @@ impl<'a> Measurement<'a> {
             shown: vec![0; classes.len()],
             everywhere: vec![Tally::default(); classes.len()],
         }
+    }
+
+    /// As [`Self::new`], counted by `protocol`, whose classes they are.
+    #[must_use]
+    fn counted_by(mut self, protocol: Protocol) -> Self {
+        self.protocol = protocol;
+        self
     }
 
     /// Encoder outputs of the last photo.
@@ -221,7 +232,8 @@ impl<'a> Measurement<'a> {
         );
         if sample.mask.is_some() {
             let decoded = engine.decoder.decode(&self.features, &prompts)?;
-            self.count(&Truth::of(sample, names, &self.classes), &scores, &prompts, &decoded);
+            let truth = Truth::of(sample, names, &self.classes, self.protocol);
+            self.count(&truth, &scores, &prompts, &decoded);
         }
         Ok((scores, prompts))
     }
@@ -231,7 +243,7 @@ impl<'a> Measurement<'a> {
         let alone: Vec<Vec<f32>> = (0..classes).map(|q| scores.frame_logits(q)).collect();
         let both = (0..classes).map(|q| semantic_logits(scores, q, prompts, decoded, &rules));
         let both: Vec<Vec<f32>> = both.collect();
-        let none = background_probability(&alone);
+        let none = background_probability(&alone, self.protocol);
         let [of_alone, of_both] = &mut self.tallies;
         truth.count(&alone, &none, of_alone, &mut self.background[0]);
         truth.count(&both, &none, of_both, &mut self.background[1]);
@@ -262,18 +274,26 @@ impl<'a> Measurement<'a> {
     }
 }
 
-/// Measures semantic segmentation of `model` on one part of `dataset`, at most `limit` labelled photos.
+/// What is measured, and how it counts.
+#[derive(Clone, Copy)]
+pub struct Photos<'a> {
+    /// The data.
+    pub dataset: &'a Dataset,
+    /// Which part; none for everything.
+    pub part: Option<Split>,
+    /// At most this many labelled photos.
+    pub limit: usize,
+    /// How pixels are counted.
+    pub protocol: Protocol,
+}
+
+/// Measures semantic segmentation of `model`.
 ///
 /// # Errors
 /// [`EvalError`] if the model does not run or a photo cannot be read.
-pub fn semantic(
-    model: &mut Segmenter,
-    dataset: &Dataset,
-    part: Option<Split>,
-    limit: usize,
-) -> Result<Semantic, EvalError> {
-    let classes = classes_of(dataset);
-    asked_as(&classes, &classes, model, dataset, part, limit)
+pub fn semantic(model: &mut Segmenter, photos: &Photos<'_>) -> Result<Semantic, EvalError> {
+    let classes = photos.protocol.classes(photos.dataset);
+    asked_as(&classes, &classes, model, photos)
 }
 
 /// As [`semantic`], each of `classes` asked with the word at its place in `asked`.
@@ -281,14 +301,15 @@ fn asked_as<N: AsRef<str>>(
     asked: &[N],
     classes: &[String],
     model: &mut Segmenter,
-    dataset: &Dataset,
-    part: Option<Split>,
-    limit: usize,
+    photos: &Photos<'_>,
 ) -> Result<Semantic, EvalError> {
     let (bundle, engine) = (&model.bundle, &mut model.engine);
-    let tokenizer = tokenizer(bundle)?;
-    let queries = queries(&mut *engine.text, &tokenizer, &bundle.manifest, &TEMPLATES, asked)?;
-    semantic_by(queries, classes, model, dataset, part, limit)
+    let (tokenizer, text) = (tokenizer(bundle)?, &mut *engine.text);
+    let queries = match photos.protocol.has_background() {
+        true => queries(text, &tokenizer, &bundle.manifest, &TEMPLATES, asked)?,
+        false => among_themselves(text, &tokenizer, &bundle.manifest, &TEMPLATES, asked)?,
+    };
+    semantic_by(queries, classes, model, photos)
 }
 
 /// As [`semantic`], asked in other words: each class that has one by the first of them, `automobile` for `car`. Rows are named by what
@@ -296,18 +317,13 @@ fn asked_as<N: AsRef<str>>(
 ///
 /// # Errors
 /// As [`semantic`].
-pub fn in_other_words(
-    model: &mut Segmenter,
-    dataset: &Dataset,
-    part: Option<Split>,
-    limit: usize,
-) -> Result<Semantic, EvalError> {
-    let classes = classes_of(dataset);
+pub fn in_other_words(model: &mut Segmenter, photos: &Photos<'_>) -> Result<Semantic, EvalError> {
+    let classes = photos.protocol.classes(photos.dataset);
     let asked: Vec<&str> = classes
         .iter()
         .map(|class| spoken(class).nth(1).unwrap_or(class))
         .collect();
-    let mut found = asked_as(&asked, &classes, model, dataset, part, limit)?;
+    let mut found = asked_as(&asked, &classes, model, photos)?;
     for (row, asked) in found.classes.iter_mut().zip(&asked) {
         row.name = (*asked).to_owned();
     }
@@ -322,12 +338,16 @@ pub(super) fn semantic_by(
     queries: Queries,
     classes: &[String],
     model: &mut Segmenter,
-    dataset: &Dataset,
-    part: Option<Split>,
-    limit: usize,
+    photos: &Photos<'_>,
 ) -> Result<Semantic, EvalError> {
+    let Photos {
+        dataset,
+        part,
+        limit,
+        protocol,
+    } = *photos;
     let (bundle, engine) = (&model.bundle, &mut model.engine);
-    let mut measurement = Measurement::new(&bundle.manifest, queries, classes);
+    let mut measurement = Measurement::new(&bundle.manifest, queries, classes).counted_by(protocol);
     let with_mask = chosen(dataset, part).filter(|&i| dataset.samples()[i].mask.is_some());
     for index in with_mask.take(limit) {
         measurement.photo(engine, &dataset.get(index)?, dataset.names())?;
@@ -336,8 +356,12 @@ pub(super) fn semantic_by(
 }
 
 /// What the probabilities of all names leave for the background prompts, per pixel; `logits[class][pixel]` are log odds.
-fn background_probability(logits: &[Vec<f32>]) -> Vec<f32> {
+/// Nothing where the protocol knows no background.
+fn background_probability(logits: &[Vec<f32>], protocol: Protocol) -> Vec<f32> {
     let pixels = logits.first().map_or(0, Vec::len);
+    if !protocol.has_background() {
+        return vec![0.0; pixels];
+    }
     let named = |pixel: usize| logits.iter().map(|l| sigmoid(l[pixel])).sum::<f32>();
     (0..pixels).map(|pixel| 1.0 - named(pixel)).collect()
 }
@@ -383,7 +407,12 @@ mod tests {
 
     #[test]
     fn the_background_takes_what_the_names_leave() {
-        let none = background_probability(&[vec![0.0, -20.0], vec![-20.0, -20.0]]);
+        let logits = [vec![0.0, -20.0], vec![-20.0, -20.0]];
+        let none = background_probability(&logits, Protocol::Published);
         assert!((none[0] - 0.5).abs() < 1e-3 && (none[1] - 1.0).abs() < 1e-3);
+        assert_eq!(
+            background_probability(&logits, Protocol::PublishedNoBackground),
+            [0.0; 2]
+        );
     }
 }

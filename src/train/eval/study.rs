@@ -9,8 +9,10 @@ use super::options::{Measure, Options};
 use super::pair::{GRID, MOST, pair};
 use super::presence::presence;
 use super::probing::{Source, probe};
+use super::protocol::Protocol;
 use super::report::{Entry, Report, Section};
 use super::segmenter::Segmenter;
+use super::semantic::Photos;
 use super::zero_shot::{Accuracy, Difference, Retrieval, accuracy_entries, classify, retrieve};
 use super::{chosen, semantic, speed};
 use crate::runtime::RuntimeOptions;
@@ -24,6 +26,18 @@ struct Data<'a> {
     dataset: &'a Dataset,
     part: Option<Split>,
     limit: usize,
+    protocol: Protocol,
+}
+
+impl Data<'_> {
+    fn photos(&self) -> Photos<'_> {
+        Photos {
+            dataset: self.dataset,
+            part: self.part,
+            limit: self.limit,
+            protocol: self.protocol,
+        }
+    }
 }
 
 /// Runs a study.
@@ -32,6 +46,7 @@ struct Data<'a> {
 /// What cannot be read, opened or run; no model at all.
 pub fn run(options: &Options) -> Result<Report> {
     let recipe = options.recipe.as_deref().map(Recipe::read).transpose()?;
+    let protocol = Protocol::asked(options)?;
     let dataset = open_data(&options.data, options.layout, Purpose::Measuring)?;
     let part = options.part();
     let mut models = Models::open(options, recipe.as_ref(), &RuntimeOptions::default())?;
@@ -44,6 +59,7 @@ pub fn run(options: &Options) -> Result<Report> {
         dataset: &dataset,
         part: part.split(),
         limit: options.limit,
+        protocol,
     };
     let count = chosen(&dataset, part.split()).count();
     let limited = if options.limit < count {
@@ -72,7 +88,9 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Option<&Recipe>) -> Result<Vec<Section>> {
-    let Data { dataset, part, limit } = *data;
+    let Data {
+        dataset, part, limit, ..
+    } = *data;
     let mut sections = Vec::new();
     let forgetting = options.wants(Measure::Forgetting) && models.sam.is_some();
     let mut accuracies: Vec<(String, Vec<Accuracy>)> = Vec::new();
@@ -116,7 +134,7 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
         let mut columns = Vec::new();
         for model in &mut models.students {
             tracing::info!(model = %model.name, "semantic segmentation");
-            let found = semantic::semantic(model, dataset, part, limit)?;
+            let found = semantic::semantic(model, &data.photos())?;
             if columns.is_empty() {
                 columns.push(("one class everywhere".to_owned(), found.constant_entries()));
             }
@@ -124,7 +142,7 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
         }
         sections.push(Section::new(
             "Zero-shot semantic segmentation, IoU %",
-            SEMANTIC,
+            data.protocol.semantic(),
             columns,
         ));
     }
@@ -132,7 +150,7 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
         let mut columns = Vec::new();
         for model in &mut models.students {
             tracing::info!(model = %model.name, "semantic segmentation in other words");
-            let found = semantic::in_other_words(model, dataset, part, limit)?;
+            let found = semantic::in_other_words(model, &data.photos())?;
             columns.push((model.name.clone(), found.entries()));
         }
         sections.push(Section::new("The same, asked in other words, IoU %", WORDS, columns));
@@ -143,7 +161,7 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
         tracing::info!("SAM and CLIP as two models");
         let column = (
             "SAM teacher + CLIP teacher".to_owned(),
-            pair(sam, clip, dataset, part, limit)?.entries(),
+            pair(sam, clip, &data.photos())?.entries(),
         );
         let protocol = format!("{PAIR} Grid {GRID}x{GRID}, at most {MOST} masks.");
         sections.push(Section::new(
@@ -158,15 +176,24 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
         for model in &mut models.students {
             tracing::info!(model = %model.name, "linear probes");
             let head = name(model, "CLIP head");
-            columns.push((head, probe(&mut Source::ClipHead(model), dataset, limit)?));
+            columns.push((
+                head,
+                probe(&mut Source::ClipHead(model), dataset, limit, data.protocol)?,
+            ));
             let neck = name(model, "neck");
-            columns.push((neck, probe(&mut Source::Neck(model), dataset, limit)?));
+            columns.push((neck, probe(&mut Source::Neck(model), dataset, limit, data.protocol)?));
         }
         if let Some(sam) = &mut models.sam {
-            columns.push((name(sam, "neck"), probe(&mut Source::Neck(sam), dataset, limit)?));
+            columns.push((
+                name(sam, "neck"),
+                probe(&mut Source::Neck(sam), dataset, limit, data.protocol)?,
+            ));
         }
         if let Some(clip) = &mut models.clip {
-            columns.push((format!("{}, last block", clip.name), probe(clip, dataset, limit)?));
+            columns.push((
+                format!("{}, last block", clip.name),
+                probe(clip, dataset, limit, data.protocol)?,
+            ));
         }
         sections.push(Section::new("Linear probes on frozen features", PROBING, columns));
     }
@@ -249,17 +276,14 @@ const INSTANCE: &str = "Regions: segments, or connected parts of a class where a
     of three. No AP: prompts come from labels, so no detections are ranked.";
 const FORGETTING: &str = "Student minus teacher in points; negative is forgotten. Each model at its own input size. \
     Standard error: of the difference on the same photos; two of them are what chance may do.";
-const SEMANTIC: &str = "All names of the table and the bundle's background prompts compete (80 templates averaged), at \
-    the photo's own size. Background rule: a pixel has no name where the background prompts together have a higher \
-    probability than the best name. A prediction on background, or on a label outside the table, is wrong unless the \
-    collection does not annotate the name or the two overlap.";
 const WORDS: &str =
     "As zero-shot semantic segmentation, each name replaced by the first of its other words where it has one.";
 const PAIR: &str = "The SAM teacher's mask at each point of a grid, duplicates above IoU 0.7 dropped; the box of each \
-    mask, cropped, goes through the CLIP teacher; names and background prompts compete by softmax. K + 1 passes per photo.";
+    mask, cropped, goes through the CLIP teacher; names and background prompts compete by softmax, under published-no-background the names alone; what no mask covers \
+    has no name. Pixels count as in zero-shot semantic segmentation. K + 1 passes per photo.";
 const PROBING: &str = "Ridge regression on one-hot targets, standardised features, penalty 0.001 per example. Fitted on \
     the nine training tenths, scored on the validation tenth, whatever part the other tables show. Segmentation: cells \
-    of the feature map, scores bilinear on the photo, labelled pixels of the table's classes. Classification: \
+    of the feature map, scores bilinear on the photo, labelled pixels of the classes, under published with background as one more. Classification: \
     collections with at least twice as many training photos as names.";
 const PRESENCE: &str = "Labelled photos. Absent: ten names of the table that the collection annotates and the photo \
     lacks. Outside: ten words that no mask is named by, unless the photo's own words mention one. Present: labelled \

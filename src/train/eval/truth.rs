@@ -1,5 +1,6 @@
 //! What a photo's labels say about the classes of a table, and the counting of right and wrong pixels.
 
+use super::protocol::Protocol;
 use crate::train::dataset::names::{canonical, overlap, whole_person};
 use crate::train::dataset::{ClassNames, Sample};
 use crate::vision::query::sigmoid;
@@ -48,7 +49,11 @@ pub(super) struct Truth {
 }
 
 impl Truth {
-    pub(super) fn of(sample: &Sample, names: &ClassNames, classes: &[String]) -> Self {
+    /// What `sample` says about `classes`, which are [`Protocol::classes`] of the same table.
+    pub(super) fn of(sample: &Sample, names: &ClassNames, classes: &[String], protocol: Protocol) -> Self {
+        if protocol.strict() {
+            return Self::strict(sample, names, classes.len(), protocol);
+        }
         let mask = whole_person(sample, names).or_else(|| sample.mask.clone());
         let table: Vec<Label> = (0..names.len())
             .map(|i| {
@@ -76,6 +81,21 @@ impl Truth {
             label: labels.iter().map(|&c| table[usize::from(c)].clone()).collect(),
             annotated: classes.iter().map(annotated).collect(),
             tolerated: tolerated.collect(),
+        }
+    }
+
+    /// As published: an index is its own class and nothing else, everything is annotated.
+    fn strict(sample: &Sample, names: &ClassNames, classes: usize, protocol: Protocol) -> Self {
+        let label = |&index: &u8| match usize::from(index).checked_sub(2) {
+            Some(class) if class < classes => Label::Class(class),
+            None if index == ClassNames::BACKGROUND && protocol.has_background() => Label::Background,
+            _ => Label::Unknown,
+        };
+        let mask = sample.mask.as_ref().map_or(&[][..], |mask| &mask.classes);
+        Self {
+            label: mask.iter().map(label).collect(),
+            annotated: vec![true; classes],
+            tolerated: vec![vec![false; classes]; names.len()],
         }
     }
 
@@ -150,6 +170,7 @@ impl Truth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::dataset::{ClassMask, Photo, SampleInfo};
 
     const CLASSES: usize = 10;
 
@@ -253,6 +274,73 @@ mod tests {
             &mut Tally::default(),
         );
         assert_eq!(tallies[4], Tally::default());
+    }
+
+    /// A photo of the given indices; names 2, 3 and 4 of the table are a whole, a part of it, and a synonym of the whole.
+    fn labelled(classes: &[u8]) -> (Sample, ClassNames) {
+        let names = ["unlabelled", "background", "person", "hair", "pedestrian"].map(str::to_owned);
+        let sample = Sample {
+            key: "k".into(),
+            photo: Photo {
+                width: classes.len(),
+                height: 1,
+                rgb: vec![0; 3 * classes.len()],
+            },
+            mask: Some(ClassMask {
+                width: classes.len(),
+                height: 1,
+                classes: classes.to_vec(),
+            }),
+            segments: None,
+            info: SampleInfo::default(),
+            regions: Vec::new(),
+        };
+        (sample, ClassNames::new(names.to_vec()))
+    }
+
+    /// Tallies of "person" everywhere, and of the background.
+    fn person_everywhere(indices: &[u8], protocol: Protocol, classes: &[&str]) -> (Vec<Tally>, Tally) {
+        let (sample, names) = labelled(indices);
+        let classes: Vec<String> = classes.iter().map(|&c| c.to_owned()).collect();
+        let truth = Truth::of(&sample, &names, &classes, protocol);
+        let logits: Vec<Vec<f32>> = (0..classes.len())
+            .map(|c| vec![if c == 0 { 1.0 } else { -1.0 }; indices.len()])
+            .collect();
+        let (mut tallies, mut background) = (vec![Tally::default(); classes.len()], Tally::default());
+        truth.count(&logits, &vec![0.5; indices.len()], &mut tallies, &mut background);
+        (tallies, background)
+    }
+
+    #[test]
+    fn as_published_every_name_is_a_class_and_every_wrong_pixel_counts() {
+        let (tallies, background) =
+            person_everywhere(&[0, 1, 2, 3, 4], Protocol::Published, &["person", "hair", "pedestrian"]);
+        let tally = |both, predicted, labelled| Tally {
+            both,
+            predicted,
+            labelled,
+        };
+        assert_eq!(tallies, [tally(1, 4, 1), tally(0, 0, 1), tally(0, 0, 1)]);
+        assert_eq!(background, tally(0, 0, 1));
+        let (open, _) = person_everywhere(&[0, 1, 2, 3, 4], Protocol::Open, &["person"]);
+        assert_eq!(
+            open,
+            [tally(2, 2, 2)],
+            "hair is the person's, a pedestrian is one, nobody annotated the rest"
+        );
+    }
+
+    #[test]
+    fn without_background_what_shows_none_of_the_names_does_not_count() {
+        let classes = ["person", "hair", "pedestrian"];
+        let (tallies, background) = person_everywhere(&[1, 1, 2, 0, 3], Protocol::PublishedNoBackground, &classes);
+        let person = Tally {
+            both: 1,
+            predicted: 2,
+            labelled: 1,
+        };
+        assert_eq!((tallies[0], tallies[1].labelled), (person, 1));
+        assert_eq!(background, Tally::default());
     }
 
     #[test]

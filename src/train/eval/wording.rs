@@ -49,15 +49,36 @@ pub fn queries<N: AsRef<str>>(
     names: &[N],
 ) -> Result<Queries, EvalError> {
     let width = manifest.encoder.embed_dim;
-    let mut asked = Vec::new();
-    for name in names {
-        asked.push((embed(text, tokenizer, name.as_ref(), width, templates)?, Some(0.5)));
-    }
+    let asked = asked(text, tokenizer, manifest, templates, names)?;
     let mut background = Vec::new();
     for name in competitors(manifest, names) {
         background.push(embed(text, tokenizer, name, width, templates)?);
     }
     Ok(Queries::new(width, &asked, &background)?)
+}
+
+/// As [`queries`] without background: the names compete among themselves.
+pub(super) fn among_themselves<N: AsRef<str>>(
+    text: &mut dyn TextEncoder,
+    tokenizer: &Tokenizer,
+    manifest: &Manifest,
+    templates: &[&str],
+    names: &[N],
+) -> Result<Queries, EvalError> {
+    let asked = asked(text, tokenizer, manifest, templates, names)?;
+    Ok(Queries::among_themselves(manifest.encoder.embed_dim, &asked)?)
+}
+
+/// Embedding and threshold of each name.
+fn asked<N: AsRef<str>>(
+    text: &mut dyn TextEncoder,
+    tokenizer: &Tokenizer,
+    manifest: &Manifest,
+    templates: &[&str],
+    names: &[N],
+) -> Result<Vec<(Vec<f32>, Option<f32>)>, EvalError> {
+    let mut embedded = |name: &N| embed(text, tokenizer, name.as_ref(), manifest.encoder.embed_dim, templates);
+    names.iter().map(|name| Ok((embedded(name)?, Some(0.5)))).collect()
 }
 
 /// The bundle's background prompts that are not asked about themselves; all of them if none is left.

@@ -89,17 +89,7 @@ pub struct Found {
 /// [`DatasetError::Unrecognised`], or [`DatasetError::Layout`] and [`DatasetError::Io`] for lists that are missing or
 /// damaged. Single bad samples land in [`Found::skipped`].
 pub fn open(folder: &Folder, layout: Option<Layout>, purpose: Purpose) -> Result<Found, DatasetError> {
-    let layout = match layout {
-        Some(layout) => layout,
-        None => recognise(&folder.path)?.ok_or_else(|| DatasetError::Unrecognised {
-            folder: folder.path.clone(),
-            known: Layout::value_variants()
-                .iter()
-                .map(|l| l.looks())
-                .collect::<Vec<_>>()
-                .join("; "),
-        })?,
-    };
+    let layout = of(folder, layout)?;
     let set = folder.set.as_deref();
     let found = match layout {
         Layout::ClassFolders => class_folders::open(&folder.path),
@@ -115,6 +105,23 @@ pub fn open(folder: &Folder, layout: Option<Layout>, purpose: Purpose) -> Result
         return Err(wrong(&folder.path, reason));
     }
     Ok(found)
+}
+
+/// The layout of a folder: the named one, or the one that it looks like.
+///
+/// # Errors
+/// [`DatasetError::Unrecognised`], or [`DatasetError::Io`] for a folder that cannot be read.
+pub fn of(folder: &Folder, layout: Option<Layout>) -> Result<Layout, DatasetError> {
+    if let Some(layout) = layout {
+        return Ok(layout);
+    }
+    recognise(&folder.path)?.ok_or_else(|| {
+        let looks: Vec<&str> = Layout::value_variants().iter().map(|l| l.looks()).collect();
+        DatasetError::Unrecognised {
+            folder: folder.path.clone(),
+            known: looks.join("; "),
+        }
+    })
 }
 
 impl Layout {

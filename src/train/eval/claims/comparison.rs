@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::super::clip_tower::{ClipTower, WholePhoto};
 use super::super::probing::{Features, Source, probe};
+use super::super::protocol::Protocol;
 use super::super::speed::medians_ms;
 use super::figures::{Data, open_at};
 use super::variants::Made;
@@ -102,7 +103,7 @@ pub(super) fn compare(
     let mut probes = Vec::new();
     let mut add = |name, features: &mut dyn Features| -> Result<()> {
         // The first row is segmentation, see the probe.
-        if let Some(found) = probe(features, &data.dataset, data.limit)?.first() {
+        if let Some(found) = probe(features, &data.dataset, data.limit, Protocol::Open)?.first() {
             probes.push((name, found.value));
         }
         Ok(())

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::instance::instances;
 use super::super::presence::Share;
+use super::super::protocol::Protocol;
 use super::super::segmenter::Segmenter;
-use super::super::semantic::{classes_of, semantic_by};
+use super::super::semantic::{Photos, classes_of, semantic_by};
 use super::super::wording::competitors;
 use super::super::zero_shot::{Accuracy, classify, label, retrieve};
 use super::super::{EvalError, ImageText};
@@ -189,7 +190,13 @@ fn segmentation(model: &mut Segmenter, data: &Data) -> Result<[f64; 3], EvalErro
         .map(|e| (e, Some(0.5)))
         .collect();
     let queries = Queries::new(manifest.encoder.embed_dim, &asked, &remembering.names(&against)?)?;
-    let found = semantic_by(queries, &classes, model, dataset, Some(Split::Validation), data.limit)?;
+    let photos = Photos {
+        dataset,
+        part: Some(Split::Validation),
+        limit: data.limit,
+        protocol: Protocol::Open,
+    };
+    let found = semantic_by(queries, &classes, model, &photos)?;
     Ok(found.means())
 }
 
