@@ -38,7 +38,7 @@ pub struct Segments {
 }
 
 /// The words that come with a photo: its `KEY.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(default)]
 pub struct SampleInfo {
     /// Name of the collection.
@@ -56,6 +56,28 @@ pub struct SampleInfo {
     pub captions: Vec<String>,
     /// One sentence about the whole photo, as img2dataset stores it; decoding appends it to `captions`.
     pub caption: Option<String>,
+    /// Which of the collection's classes the photo is of, where two of them share their name.
+    #[serde(skip)]
+    pub class: Option<String>,
+}
+
+/// As derived, without a class that is not there: fingerprints of data are of this text.
+impl std::fmt::Debug for SampleInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut fields = f.debug_struct("SampleInfo");
+        fields
+            .field("source", &self.source)
+            .field("licence", &self.licence)
+            .field("classes", &self.classes)
+            .field("vocab", &self.vocab)
+            .field("labels", &self.labels)
+            .field("captions", &self.captions)
+            .field("caption", &self.caption);
+        if let Some(class) = &self.class {
+            fields.field("class", class);
+        }
+        fields.finish()
+    }
 }
 
 impl SampleInfo {
@@ -152,5 +174,24 @@ impl ClassNames {
     /// All names in order of index.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SampleInfo;
+
+    #[test]
+    fn fingerprints_of_photos_whose_names_are_their_own_stay() {
+        let mut info = SampleInfo {
+            source: "a".into(),
+            ..SampleInfo::default()
+        };
+        assert_eq!(
+            format!("{info:?}"),
+            r#"SampleInfo { source: "a", licence: "", classes: [], vocab: [], labels: [], captions: [], caption: None }"#
+        );
+        info.class = Some("n01".into());
+        assert!(format!("{info:?}").ends_with(r#"caption: None, class: "n01" }"#));
     }
 }

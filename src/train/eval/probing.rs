@@ -11,13 +11,11 @@
 mod feature_map;
 mod ridge;
 
-use std::collections::BTreeMap;
-
 use super::instance::Mean;
 use super::protocol::Protocol;
 use super::report::Entry;
 use super::truth::{Label, Tally, Truth};
-use super::zero_shot::{label, vocabularies};
+use super::zero_shot::{Class, rank, vocabularies};
 use super::{EvalError, chosen};
 use crate::train::dataset::{Dataset, Sample, Split};
 pub use feature_map::{FeatureMap, Features, Source};
@@ -148,18 +146,11 @@ fn count(fit: &Fit, map: &FeatureMap, labels: &[Option<usize>], tallies: &mut [T
 
 fn classification(features: &mut dyn Features, dataset: &Dataset, limit: usize) -> Result<Vec<Entry>, EvalError> {
     let mut entries = Vec::new();
-    let vocabularies: BTreeMap<&str, Vec<String>> = vocabularies(dataset);
-    for (source, names) in vocabularies.into_iter().filter(|(_, names)| names.len() > 1) {
+    for (source, names) in vocabularies(dataset).into_iter().filter(|(_, names)| names.len() > 1) {
         let photos = |part| {
             let own = chosen(dataset, Some(part)).filter(|&i| dataset.samples()[i].info.source == source);
-            let labelled = own.filter_map(|i| {
-                Some((
-                    i,
-                    names
-                        .iter()
-                        .position(|n| Some(n.as_str()) == label(&dataset.samples()[i]))?,
-                ))
-            });
+            let place = |i: usize| names.iter().position(|n| Some(*n) == Class::of(&dataset.samples()[i]));
+            let labelled = own.filter_map(|i| Some((i, place(i)?)));
             labelled.take(limit).collect::<Vec<_>>()
         };
         let (train, validation) = (photos(Split::Train), photos(Split::Validation));
@@ -183,8 +174,7 @@ fn classification(features: &mut dyn Features, dataset: &Dataset, limit: usize) 
         let count = validation.len();
         for (index, class) in validation {
             let scores = fit.scores(&features.vector(&dataset.get(index)?)?);
-            let better = scores.iter().filter(|&&s| s > scores[class]).count();
-            right.add(f64::from(u8::from(better == 0)));
+            right.add(f64::from(u8::from(rank(&scores, class) == 0)));
         }
         let name = format!("{source}, {} names, {count} photos: top-1 %", names.len());
         entries.push(Entry::percent(name, right.value()));

@@ -2,7 +2,7 @@
 //!
 //! Classification: a photo takes part if its collection gives it one name, or a name and a finer one (the last is
 //! asked then, "pug" of "dog, pug"); lists of tags do not. All names that the collection gives to any photo compete, 80
-//! templates averaged. Retrieval: every caption that fits the model's context against every photo with captions;
+//! templates averaged; two classes of one name are two, and of equal scores the class that is listed first has the better one. Retrieval: every caption that fits the model's context against every photo with captions;
 //! text-to-image looks for the caption's own photo, image-to-text for any of the photo's captions (R@K as in the CLIP
 //! paper, arXiv 2103.00020).
 
@@ -18,7 +18,7 @@ use crate::train::dataset::{Dataset, RawSample, Split};
 pub struct Accuracy {
     /// The collection.
     pub collection: String,
-    /// Names that compete.
+    /// Classes that compete.
     pub names: usize,
     /// Whether each photo's name is the most similar one, in the order of the data set.
     pub right: Vec<bool>,
@@ -71,19 +71,42 @@ pub(super) fn label(sample: &RawSample) -> Option<&str> {
     (labels.len() <= 2).then(|| labels.last().map(String::as_str)).flatten()
 }
 
-/// Names that each collection gives to any photo, in alphabetical order.
-pub(super) fn vocabularies(dataset: &Dataset) -> BTreeMap<&str, Vec<String>> {
-    let mut names: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+/// A class of a collection: its name, and which of the collection's classes it is where others share the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Class<'a> {
+    pub(super) name: &'a str,
+    which: Option<&'a str>,
+}
+
+impl<'a> Class<'a> {
+    /// The class that a photo is to be given; none where there is no [`label`].
+    pub(super) fn of(sample: &'a RawSample) -> Option<Self> {
+        label(sample).map(|name| Self {
+            name,
+            which: sample.info.class.as_deref(),
+        })
+    }
+}
+
+/// Classes that each collection gives to any photo, in alphabetical order.
+pub(super) fn vocabularies(dataset: &Dataset) -> BTreeMap<&str, Vec<Class<'_>>> {
+    let mut classes: BTreeMap<&str, Vec<Class>> = BTreeMap::new();
     for sample in dataset.samples() {
-        if let Some(name) = label(sample) {
-            names.entry(&sample.info.source).or_default().push(name.to_owned());
+        if let Some(class) = Class::of(sample) {
+            classes.entry(&sample.info.source).or_default().push(class);
         }
     }
-    for list in names.values_mut() {
+    for list in classes.values_mut() {
         list.sort();
         list.dedup();
     }
-    names
+    classes
+}
+
+/// How many classes come before `own`: those with a better score, and those listed before it with the same.
+pub(super) fn rank(scores: &[f32], own: usize) -> usize {
+    let before = |&(i, &score): &(usize, &f32)| score > scores[own] || (score == scores[own] && i < own);
+    scores.iter().enumerate().filter(before).count()
 }
 
 /// Zero-shot classification of at most `limit` photos of one part.
@@ -102,28 +125,26 @@ pub fn classify(
     let labelled = chosen(dataset, part).filter(|&i| label(&dataset.samples()[i]).is_some());
     for index in labelled.take(limit) {
         let raw = &dataset.samples()[index];
-        let (source, Some(name)) = (raw.info.source.as_str(), label(raw)) else {
+        let (source, Some(class)) = (raw.info.source.as_str(), Class::of(raw)) else {
             continue;
         };
-        let names = &vocabularies[source];
+        let classes = &vocabularies[source];
         if !embedded.contains_key(source) {
-            embedded.insert(source, model.names(names)?);
+            let names: Vec<String> = classes.iter().map(|class| class.name.to_owned()).collect();
+            embedded.insert(source, model.names(&names)?);
         }
         let image = model.image(&dataset.get(index)?)?;
         let scores: Vec<f32> = embedded[source].iter().map(|text| dot(&image, text)).collect();
-        let own = names
-            .iter()
-            .position(|n| n == name)
-            .map_or(f32::NEG_INFINITY, |i| scores[i]);
-        let better = scores.iter().filter(|&&s| s > own).count();
+        let own = classes.iter().position(|c| *c == class);
+        let before = own.map_or(scores.len(), |own| rank(&scores, own));
         let accuracy = found.entry(source).or_insert_with(|| Accuracy {
             collection: source.to_owned(),
-            names: names.len(),
+            names: classes.len(),
             right: Vec::new(),
             top5: Share::default(),
         });
-        accuracy.right.push(better == 0);
-        accuracy.top5.add(better < 5);
+        accuracy.right.push(before == 0);
+        accuracy.top5.add(before < 5);
     }
     Ok(found.into_values().collect())
 }
@@ -234,6 +255,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::dataset::Sample;
 
     #[test]
     fn recall_counts_the_own_photo_and_any_own_caption() {
@@ -266,6 +288,50 @@ mod tests {
         let one = Difference::paired(&[false], &[true]).unwrap();
         assert_eq!((one.mean, one.error), (-1.0, None));
         assert_eq!(Difference::paired(&[], &[]), None);
+    }
+
+    /// Embeds a photo as its first pixel, a name as what it says.
+    struct Colours;
+
+    impl ImageText for Colours {
+        fn image(&mut self, photo: &Sample) -> Result<Vec<f32>, EvalError> {
+            Ok(vec![f32::from(photo.photo.rgb[0]) - 127.0, 1.0])
+        }
+
+        fn names(&mut self, names: &[String]) -> Result<Vec<Vec<f32>>, EvalError> {
+            Ok(names
+                .iter()
+                .map(|n| vec![if n == "night" { -1.0 } else { 1.0 }, 0.0])
+                .collect())
+        }
+
+        fn sentences(&mut self, _: &[String]) -> Result<Vec<Option<Vec<f32>>>, EvalError> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn two_folders_of_one_name_are_two_classes_of_which_one_can_be_right() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("names.txt"), "n01 crane\nn02 crane\nn03 night\n").unwrap();
+        for (class, level) in [("n01", 250), ("n02", 250), ("n03", 0)] {
+            let folder = root.path().join("val").join(class);
+            std::fs::create_dir_all(&folder).unwrap();
+            let picture = image::RgbImage::from_pixel(4, 4, image::Rgb([level; 3]));
+            picture.save(folder.join("a.png")).unwrap();
+        }
+        let dataset = Dataset::open(&[root.path().join("val").to_str().unwrap()]).unwrap();
+        let found = classify(&mut Colours, &dataset, None, usize::MAX).unwrap();
+        assert_eq!(
+            (found[0].names, found[0].right.as_slice()),
+            (3, &[true, false, true][..])
+        );
+        assert_eq!(found[0].top5, Share { count: 3, of: 3 });
+    }
+
+    #[test]
+    fn of_equal_scores_the_first_class_has_the_better_one() {
+        assert_eq!([0, 1, 2, 3].map(|own| rank(&[0.5, 0.9, 0.9, 0.1], own)), [2, 0, 1, 3]);
     }
 
     #[test]

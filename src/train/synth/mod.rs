@@ -263,6 +263,7 @@ fn finish(seed: u64, side: usize, canvas: &[f32], owners: &[u16], things: &[Thin
             vocab: names().iter().skip(2).map(str::to_owned).collect(),
             captions: captions(&shown, ground),
             caption: None,
+            class: None,
         },
         regions: shown.iter().map(|thing| thing.full_name()).collect(),
     }

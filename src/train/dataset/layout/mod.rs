@@ -215,12 +215,12 @@ fn is_photo(path: &Path) -> bool {
 
 /// The first of several synonyms, `_` read as a space.
 fn first_name(names: &str) -> String {
-    names
-        .split([',', ';'])
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .replace('_', " ")
+    synonyms(names).next().unwrap_or_default()
+}
+
+/// Several synonyms, `_` read as a space.
+fn synonyms(names: &str) -> impl Iterator<Item = String> {
+    names.split([',', ';']).map(|name| name.trim().replace('_', " "))
 }
 
 /// A table of names behind the two special ones.

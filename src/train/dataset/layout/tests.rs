@@ -67,6 +67,59 @@ fn class_folders_take_names_from_a_synset_list_beside_them() {
     );
 }
 
+/// Label and class of every photo of three folders under `list`.
+fn named_by(list: (&str, &str)) -> Vec<(String, Option<String>)> {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), list.0, list.1);
+    for class in ["n01", "n02", "n03"] {
+        write(root.path(), &format!("val/{class}/a.jpg"), jpeg(2, 2));
+    }
+    let found = dataset(&root.path().join("val"), "").unwrap();
+    let named = found.samples().iter();
+    named
+        .map(|s| (s.info.labels[0].clone(), s.info.class.clone()))
+        .collect()
+}
+
+#[test]
+fn folders_stay_classes_of_their_own_where_their_first_names_are_one() {
+    let own = |label: &str| (label.to_owned(), None);
+    let shared = |label: &str, id: &str| (label.to_owned(), Some(id.to_owned()));
+    let list = "n01 maillot\nn02 maillot, tank_suit\nn03 tench\n";
+    assert_eq!(
+        named_by(("synset_words.txt", list)),
+        [own("maillot"), own("tank suit"), own("tench")]
+    );
+    let list = "n01 Cardigan, Cardigan Welsh corgi\nn02 cardigan\nn03 tench\n";
+    let expected = [own("Cardigan Welsh corgi"), own("cardigan"), own("tench")];
+    assert_eq!(
+        named_by(("synset_words.txt", list)),
+        expected,
+        "a text tower knows no capitals"
+    );
+    let list = "n01 crane\nn02 crane\nn03 tench\n";
+    let cranes = [shared("crane", "n01"), shared("crane", "n02"), own("tench")];
+    assert_eq!(named_by(("synset_words.txt", list)), cranes);
+    let list = "n01 missile, rocket\nn02 missile, tench\nn03 tench\n";
+    let expected = [own("rocket"), own("missile"), own("tench")];
+    assert_eq!(
+        named_by(("synset_words.txt", list)),
+        expected,
+        "the synonym is another folder's name"
+    );
+    assert_eq!(named_by(("names.txt", "n01 crane\nn02 crane\nn03 tench\n")), cranes);
+}
+
+#[test]
+fn curated_names_are_asked_before_those_of_the_synsets() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "synset_words.txt", "n01 crane\n");
+    write(root.path(), "names.txt", "n01 crane bird\n");
+    write(root.path(), "val/n01/a.jpg", jpeg(2, 2));
+    let found = dataset(&root.path().join("val"), "").unwrap();
+    assert_eq!(found.samples()[0].info.labels, ["crane bird"]);
+}
+
 #[test]
 fn voc_indices_become_names_and_void_is_unlabelled() {
     let root = tempfile::tempdir().unwrap();
