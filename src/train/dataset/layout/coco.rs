@@ -1,4 +1,4 @@
-//! COCO's instances and LVIS: one JSON of photos, names and outlines; the photos beside it.
+//! COCO's instances and LVIS: one JSON of photos, names and outlines; the photos beside it, COCO's captions too.
 //!
 //! COCO names every thing of its 80 classes, so all names are annotated in every photo and what no outline covers is
 //! background. LVIS annotates per photo only the names of its outlines, without those of `not_exhaustive_category_ids`, of
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::coco_captions;
 use super::{Found, Purpose, entries, file_name, table, text, wrong};
 use crate::train::dataset::raw::{MaskSource, RawSample, SegmentSource, Stored, stem};
 use crate::train::dataset::{ClassNames, DatasetError, Outline, SampleInfo, Shape};
@@ -126,6 +127,8 @@ pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind, purpose: Purpo
         }
         things.entry(annotation.image_id).or_default().push(annotation);
     }
+    let mut captions =
+        coco_captions::read(&list.with_file_name(file_name(&list).replacen(kind.start, "captions_", 1)))?;
     let all = names.spoken(names.by_id.keys());
     let mut found = Found::default();
     for image in &file.images {
@@ -167,6 +170,7 @@ pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind, purpose: Purpo
                 source: kind.source.into(),
                 classes,
                 vocab,
+                captions: captions.remove(&image.id).unwrap_or_default(),
                 ..SampleInfo::default()
             },
             photo: Stored::File(photo),

@@ -7,6 +7,7 @@ mod ade20k;
 mod captions;
 mod class_folders;
 mod coco;
+mod coco_captions;
 pub mod sa1b;
 mod voc;
 
@@ -21,7 +22,7 @@ use super::{ClassNames, DatasetError, RawSample};
 pub enum Layout {
     /// ImageNet: a folder of photos per class, perhaps with a file of synset names. Labels.
     ClassFolders,
-    /// COCO: annotations/instances_SET.json beside the photos. Named masks and instances.
+    /// COCO: annotations/instances_SET.json beside the photos, perhaps captions_SET.json. Named masks, instances, captions.
     Coco,
     /// LVIS: lvis_v1_SET.json beside COCO's photos. Named masks and instances.
     Lvis,

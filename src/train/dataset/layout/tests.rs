@@ -237,6 +237,38 @@ fn coco_outlines_become_named_masks_and_instances() {
 }
 
 #[test]
+fn cocos_captions_come_with_its_photos_five_each() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "annotations/instances_val2017.json", COCO_LIST);
+    write(root.path(), "val2017/a.jpg", jpeg(4, 2));
+    write(root.path(), "val2017/b.jpg", jpeg(4, 2));
+    let caption = |id: u64, photo: u64, text: &str| format!(r#"{{"id":{id},"image_id":{photo},"caption":"{text}"}}"#);
+    let mut all: Vec<String> = (0..6)
+        .map(|i| caption(i, 7, &format!("A dog, said {i} times.\\n")))
+        .collect();
+    all.insert(2, caption(9, 8, "Nothing at all."));
+    let list = "annotations/captions_val2017.json";
+    let json = format!(r#"{{"images":[],"annotations":[{}]}}"#, all.join(","));
+    write(root.path(), list, &json);
+    write(root.path(), "annotations/captions_train2017.json", "not read");
+    let found = dataset(root.path(), "").unwrap();
+    assert_eq!(keys(&found), ["a", "b"]);
+    let [a, b] = [0, 1].map(|i| found.get(i).unwrap());
+    assert_eq!(
+        a.info.captions,
+        [0, 1, 2, 3, 4].map(|i| format!("A dog, said {i} times."))
+    );
+    assert_eq!(b.info.captions, ["Nothing at all."]);
+    assert!(
+        a.mask.is_some() && a.info.classes.contains(&"dog".to_owned()),
+        "the instances stay"
+    );
+    write(root.path(), list, &json[..json.len() / 2]);
+    let message = error(root.path(), "");
+    assert!(message.contains(list) && message.contains("EOF"), "{message}");
+}
+
+#[test]
 fn a_damaged_list_is_one_error_with_its_place() {
     let root = tempfile::tempdir().unwrap();
     let list = "annotations/instances_val2017.json";
