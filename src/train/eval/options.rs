@@ -42,6 +42,10 @@ pub struct Options {
     /// WebDataset tars, globs of them, or folders of published data sets (FOLDER@SET for one of its sets).
     #[arg(long, num_args = 1.., required = true)]
     pub data: Vec<String>,
+    /// What linear probes are fitted on, as --data (imagenet@train for --data imagenet@val); without it, on the nine
+    /// training tenths of --data.
+    #[arg(long, value_name = "DATA", num_args = 1..)]
+    pub probe_train: Vec<String>,
     /// Layout of the folders; recognised by what is in them if not given.
     #[arg(long, value_enum)]
     pub layout: Option<Layout>,

@@ -8,7 +8,7 @@ use super::instance::{Instances, instances};
 use super::options::{Measure, Options};
 use super::pair::{GRID, MOST, pair};
 use super::presence::presence;
-use super::probing::{Source, probe};
+use super::probing::{Examples, Source, probe};
 use super::protocol::Protocol;
 use super::report::{Entry, Report, Section};
 use super::segmenter::Segmenter;
@@ -27,10 +27,12 @@ struct Data<'a> {
     part: Option<Split>,
     limit: usize,
     protocol: Protocol,
+    /// What probes are fitted on, if not nine tenths of the data.
+    fitted: Option<&'a Dataset>,
 }
 
-impl Data<'_> {
-    fn photos(&self) -> Photos<'_> {
+impl<'a> Data<'a> {
+    fn photos(&self) -> Photos<'a> {
         Photos {
             dataset: self.dataset,
             part: self.part,
@@ -48,6 +50,7 @@ pub fn run(options: &Options) -> Result<Report> {
     let recipe = options.recipe.as_deref().map(Recipe::read).transpose()?;
     let protocol = Protocol::asked(options)?;
     let dataset = open_data(&options.data, options.layout, Purpose::Measuring)?;
+    let fitted = fitted(options, &dataset)?;
     let part = options.part();
     let mut models = Models::open(options, recipe.as_ref(), &RuntimeOptions::default())?;
     let any = models.segmenters().next().is_some();
@@ -60,6 +63,7 @@ pub fn run(options: &Options) -> Result<Report> {
         part: part.split(),
         limit: options.limit,
         protocol,
+        fitted: fitted.as_ref(),
     };
     let count = chosen(&dataset, part.split()).count();
     let limited = if options.limit < count {
@@ -171,31 +175,27 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
         ));
     }
     if options.wants(Measure::Probing) {
+        let examples = match data.fitted {
+            Some(fitted) => Examples::apart(fitted, &data.photos()),
+            None => Examples::tenths(dataset, limit, data.protocol),
+        };
         let mut columns = Vec::new();
         let name = |model: &Segmenter, what: &str| format!("{}, {what}", model.name);
         for model in &mut models.students {
             tracing::info!(model = %model.name, "linear probes");
             let head = name(model, "CLIP head");
-            columns.push((
-                head,
-                probe(&mut Source::ClipHead(model), dataset, limit, data.protocol)?,
-            ));
+            columns.push((head, probe(&mut Source::ClipHead(model), &examples)?));
             let neck = name(model, "neck");
-            columns.push((neck, probe(&mut Source::Neck(model), dataset, limit, data.protocol)?));
+            columns.push((neck, probe(&mut Source::Neck(model), &examples)?));
         }
         if let Some(sam) = &mut models.sam {
-            columns.push((
-                name(sam, "neck"),
-                probe(&mut Source::Neck(sam), dataset, limit, data.protocol)?,
-            ));
+            columns.push((name(sam, "neck"), probe(&mut Source::Neck(sam), &examples)?));
         }
         if let Some(clip) = &mut models.clip {
-            columns.push((
-                format!("{}, last block", clip.name),
-                probe(clip, dataset, limit, data.protocol)?,
-            ));
+            columns.push((format!("{}, last block", clip.name), probe(clip, &examples)?));
         }
-        sections.push(Section::new("Linear probes on frozen features", PROBING, columns));
+        let protocol = probing_protocol(&options.probe_train);
+        sections.push(Section::new("Linear probes on frozen features", &protocol, columns));
     }
     if options.wants(Measure::Presence) {
         for model in &mut models.students {
@@ -223,6 +223,35 @@ fn sections(models: &mut Models, data: &Data<'_>, options: &Options, recipe: Opt
     }
     sections.retain(|section| !section.rows.is_empty());
     Ok(sections)
+}
+
+/// What probes are fitted on where --probe-train names it; its masks have to mean the same as those of `scored`.
+fn fitted(options: &Options, scored: &Dataset) -> Result<Option<Dataset>> {
+    if options.probe_train.is_empty() || !options.wants(Measure::Probing) {
+        return Ok(None);
+    }
+    let fitted = open_data(&options.probe_train, options.layout, Purpose::Learning)?;
+    ensure!(
+        fitted.names().is_empty() || scored.names().is_empty() || fitted.names() == scored.names(),
+        "{} and {} name classes differently; --probe-train needs another set of the same collection",
+        options.probe_train.join(" "),
+        options.data.join(" ")
+    );
+    Ok(Some(fitted))
+}
+
+/// The protocol of linear probes that are fitted on `train`, or on nine tenths of the data if that is nothing.
+fn probing_protocol(train: &[String]) -> String {
+    let examples = if train.is_empty() {
+        "Fitted on the nine training tenths, scored on the validation tenth, whatever part the other tables show."
+            .into()
+    } else {
+        format!(
+            "Fitted on all of {}, scored on the data of the other tables.",
+            train.join(" ")
+        )
+    };
+    format!("{PROBING_FIT} {examples} {PROBING_SCORE}")
 }
 
 /// A protocol of whole photos, with what the models see of them.
@@ -281,10 +310,10 @@ const WORDS: &str =
 const PAIR: &str = "The SAM teacher's mask at each point of a grid, duplicates above IoU 0.7 dropped; the box of each \
     mask, cropped, goes through the CLIP teacher; names and background prompts compete by softmax, under published-no-background the names alone; what no mask covers \
     has no name. Pixels count as in zero-shot semantic segmentation. K + 1 passes per photo.";
-const PROBING: &str = "Ridge regression on one-hot targets, standardised features, penalty 0.001 per example. Fitted on \
-    the nine training tenths, scored on the validation tenth, whatever part the other tables show. Segmentation: cells \
-    of the feature map, scores bilinear on the photo, labelled pixels of the classes, under published with background as one more. Classification: \
-    collections with at least twice as many training photos as names.";
+const PROBING_FIT: &str = "Ridge regression on one-hot targets, standardised features, penalty 0.001 per example.";
+const PROBING_SCORE: &str = "Segmentation: cells of the feature map, scores bilinear on the photo, labelled pixels of the \
+    classes, under published with background as one more. Classification: collections with at least twice as many \
+    training photos as names.";
 const PRESENCE: &str = "Labelled photos. Absent: ten names of the table that the collection annotates and the photo \
     lacks. Outside: ten words that no mask is named by, unless the photo's own words mention one. Present: labelled \
     names of at least 1 % of the photo. Alarm, hit: the daemon would publish a mask; located: its masks reach IoU 0.5. \
@@ -296,6 +325,46 @@ const COST: &str = "The first photo; graphs as they are shipped.";
 mod tests {
     use super::*;
     use crate::train::eval::presence::Share;
+
+    #[test]
+    fn the_report_says_what_probes_were_fitted_on() {
+        assert!(probing_protocol(&[]).contains("nine training tenths"));
+        let apart = probing_protocol(&["imagenet@train".to_owned()]);
+        assert!(
+            apart.contains("Fitted on all of imagenet@train") && !apart.contains("tenths"),
+            "{apart}"
+        );
+    }
+
+    #[test]
+    fn probes_are_not_fitted_on_masks_that_mean_something_else() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = |set: &str, name: &str| {
+            let path = root.path().join(set);
+            std::fs::create_dir_all(path.join("annotations/validation")).unwrap();
+            std::fs::create_dir_all(path.join("images/validation")).unwrap();
+            let picture = image::RgbImage::from_pixel(2, 2, image::Rgb([9; 3]));
+            picture.save(path.join("images/validation/a.png")).unwrap();
+            let mask = image::GrayImage::from_pixel(2, 2, image::Luma([1]));
+            mask.save(path.join("annotations/validation/a.png")).unwrap();
+            std::fs::write(path.join("objectInfo150.txt"), format!("Idx\tName\n1\t{name}\n")).unwrap();
+            path.display().to_string()
+        };
+        let (walls, skies) = (folder("walls", "wall"), folder("skies", "sky"));
+        let scored = open_data(std::slice::from_ref(&walls), None).unwrap();
+        let with = |train: &str| Options {
+            data: vec![walls.clone()],
+            probe_train: vec![train.to_owned()],
+            ..Options::default()
+        };
+        assert!(fitted(&with(&walls), &scored).unwrap().is_some());
+        let error = fitted(&with(&skies), &scored).unwrap_err().to_string();
+        assert!(
+            error.contains("skies") && error.contains("name classes differently"),
+            "{error}"
+        );
+        assert!(fitted(&Options::default(), &scored).unwrap().is_none());
+    }
 
     #[test]
     fn what_is_forgotten_is_told_per_collection_and_of_all_photos_together() {

@@ -1,4 +1,5 @@
-//! ImageNet's folders: one per class, named by synset or by the class itself; each photo gets one label.
+//! ImageNet's folders: one per class, named by synset or by the class itself; each photo gets one label. Sets are folders
+//! of such folders (`imagenet@val` is `imagenet/val`); without one, the folder itself is read.
 //!
 //! Names come from `names.txt`, `synset_words.txt` or `LOC_synset_mapping.txt` (`n01440764 tench, Tinca tinca` per line)
 //! in the folder or beside it; the first of several synonyms counts. A folder without a line is named by itself, `_` read
@@ -18,7 +19,16 @@ use crate::train::dataset::{DatasetError, SampleInfo};
 /// Files of names, curated ones first.
 const LISTS: [&str; 3] = ["names.txt", "synset_words.txt", "LOC_synset_mapping.txt"];
 
-pub(super) fn open(folder: &Path) -> Result<Found, DatasetError> {
+/// * `set` - the folder of folders in `folder`
+pub(super) fn open(folder: &Path, set: Option<&str>) -> Result<Found, DatasetError> {
+    let source = file_name(folder);
+    let folder = &set.map_or_else(|| folder.to_owned(), |set| folder.join(set));
+    if !folder.is_dir() {
+        return Err(wrong(
+            folder,
+            "no such folder; a set of class folders is a folder of them",
+        ));
+    }
     let mut names = names(folder)?;
     let classes: Vec<PathBuf> = entries(folder)?.into_iter().filter(|p| p.is_dir()).collect();
     for id in classes.iter().map(|class| file_name(class)) {
@@ -30,7 +40,6 @@ pub(super) fn open(folder: &Path) -> Result<Found, DatasetError> {
     for label in labels.values() {
         *shared.entry(label.to_lowercase()).or_default() += 1;
     }
-    let source = file_name(folder);
     let mut found = Found::default();
     for class in classes {
         let id = file_name(&class);
@@ -38,7 +47,7 @@ pub(super) fn open(folder: &Path) -> Result<Found, DatasetError> {
         for photo in entries(&class)?.into_iter().filter(|p| is_photo(p)) {
             found.samples.push(RawSample {
                 key: format!("{id}/{}", stem(&photo)),
-                origin: folder.into(),
+                origin: folder.as_path().into(),
                 info: SampleInfo {
                     source: source.clone(),
                     labels: vec![label.to_owned()],

@@ -93,7 +93,7 @@ pub fn open(folder: &Folder, layout: Option<Layout>, purpose: Purpose) -> Result
     let layout = of(folder, layout)?;
     let set = folder.set.as_deref();
     let found = match layout {
-        Layout::ClassFolders => class_folders::open(&folder.path),
+        Layout::ClassFolders => class_folders::open(&folder.path, set),
         Layout::Coco => coco::open(&folder.path, set, &coco::COCO, purpose),
         Layout::Lvis => coco::open(&folder.path, set, &coco::LVIS, purpose),
         Layout::Captions => captions::open(&folder.path, set, purpose),
@@ -116,7 +116,14 @@ pub fn of(folder: &Folder, layout: Option<Layout>) -> Result<Layout, DatasetErro
     if let Some(layout) = layout {
         return Ok(layout);
     }
-    recognise(&folder.path)?.ok_or_else(|| {
+    let found = recognise(&folder.path)?;
+    let set = folder.set.as_ref().map(|set| folder.path.join(set));
+    if let (None, Some(set)) = (found, set.filter(|set| set.is_dir()))
+        && recognise(&set)? == Some(Layout::ClassFolders)
+    {
+        return Ok(Layout::ClassFolders);
+    }
+    found.ok_or_else(|| {
         let looks: Vec<&str> = Layout::value_variants().iter().map(|l| l.looks()).collect();
         DatasetError::Unrecognised {
             folder: folder.path.clone(),
@@ -129,7 +136,7 @@ impl Layout {
     /// Its name and what it looks like.
     fn looks(self) -> &'static str {
         match self {
-            Self::ClassFolders => "class-folders (CLASS/photo.jpg)",
+            Self::ClassFolders => "class-folders (CLASS/photo.jpg, or SET/CLASS/photo.jpg as FOLDER@SET)",
             Self::Coco => "coco (annotations/instances_SET.json, SET/photo.jpg)",
             Self::Lvis => "lvis (lvis_v1_SET.json, train2017 and val2017)",
             Self::Captions => "captions (results_20130124.token, results.csv or captions.txt, photos beside it)",

@@ -67,6 +67,23 @@ fn class_folders_take_names_from_a_synset_list_beside_them() {
     );
 }
 
+#[test]
+fn sets_of_class_folders_are_folders_of_them_and_one_collection() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "places/names.txt", "n01 attic\n");
+    write(root.path(), "places/train/n01/a.jpg", jpeg(2, 2));
+    write(root.path(), "places/val/n01/b.jpg", jpeg(2, 2));
+    let places = root.path().join("places");
+    for (set, key) in [("@train", "n01/a"), ("@val", "n01/b")] {
+        let found = dataset(&places, set).unwrap();
+        assert_eq!(keys(&found), [key]);
+        let info = &found.samples()[0].info;
+        assert_eq!((info.source.as_str(), info.labels[0].as_str()), ("places", "attic"));
+    }
+    assert!(error(&places, "@test").contains("FOLDER@SET"));
+    assert!(error(&places.join("val"), "@train").contains("a set of class folders is a folder of them"));
+}
+
 /// Label and class of every photo of three folders under `list`.
 fn named_by(list: (&str, &str)) -> Vec<(String, Option<String>)> {
     let root = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::super::clip_tower::{ClipTower, WholePhoto};
-use super::super::probing::{Features, Source, probe};
+use super::super::probing::{Examples, Features, Source, probe};
 use super::super::protocol::Protocol;
 use super::super::speed::medians_ms;
 use super::figures::{Data, open_at};
@@ -101,9 +101,10 @@ pub(super) fn compare(
     let tower = cost::image_tower(&config);
     let mut again = open_at(recipe, repeated, side, data)?;
     let mut probes = Vec::new();
+    let examples = Examples::tenths(&data.dataset, data.limit, Protocol::Open);
     let mut add = |name, features: &mut dyn Features| -> Result<()> {
         // The first row is segmentation, see the probe.
-        if let Some(found) = probe(features, &data.dataset, data.limit, Protocol::Open)?.first() {
+        if let Some(found) = probe(features, &examples)?.first() {
             probes.push((name, found.value));
         }
         Ok(())
