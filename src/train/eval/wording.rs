@@ -69,14 +69,17 @@ pub(super) fn among_themselves<N: AsRef<str>>(
     Ok(Queries::among_themselves(manifest.encoder.embed_dim, &asked)?)
 }
 
-/// Embedding and threshold of each name.
+/// Embedding and threshold of a name.
+type Asked = (Vec<f32>, Option<f32>);
+
+/// Each of `names` as a query.
 fn asked<N: AsRef<str>>(
     text: &mut dyn TextEncoder,
     tokenizer: &Tokenizer,
     manifest: &Manifest,
     templates: &[&str],
     names: &[N],
-) -> Result<Vec<(Vec<f32>, Option<f32>)>, EvalError> {
+) -> Result<Vec<Asked>, EvalError> {
     let mut embedded = |name: &N| embed(text, tokenizer, name.as_ref(), manifest.encoder.embed_dim, templates);
     names.iter().map(|name| Ok((embedded(name)?, Some(0.5)))).collect()
 }
