@@ -351,7 +351,7 @@ mod tests {
             path.display().to_string()
         };
         let (walls, skies) = (folder("walls", "wall"), folder("skies", "sky"));
-        let scored = open_data(std::slice::from_ref(&walls), None).unwrap();
+        let scored = open_data(std::slice::from_ref(&walls), None, Purpose::Measuring).unwrap();
         let with = |train: &str| Options {
             data: vec![walls.clone()],
             probe_train: vec![train.to_owned()],

@@ -114,6 +114,9 @@ impl Names {
 }
 
 pub(super) fn open(folder: &Path, set: Option<&str>, kind: &Kind, purpose: Purpose) -> Result<Found, DatasetError> {
+    if let Some(list) = coco_captions::splits(folder, set).filter(|_| kind.exhaustive) {
+        return coco_captions::open(folder, &list, set, kind.source);
+    }
     let list = list(folder, set, kind, purpose)?;
     let file: File = serde_json::from_str(&text(&list)?).map_err(|error| wrong(&list, error.to_string()))?;
     let names = Names::of(&file);

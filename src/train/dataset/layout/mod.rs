@@ -165,7 +165,7 @@ fn recognise(folder: &Path) -> Result<Option<Layout>, DatasetError> {
         Some(Layout::Voc)
     } else if has("images") && has("annotations") && lists.iter().any(|p| p.is_dir()) {
         Some(Layout::Ade20k)
-    } else if any("instances_", ".json") {
+    } else if any("instances_", ".json") || has(coco_captions::SPLITS) {
         Some(Layout::Coco)
     } else if any("lvis", ".json") {
         Some(Layout::Lvis)

@@ -286,6 +286,40 @@ fn cocos_captions_come_with_its_photos_five_each() {
 }
 
 #[test]
+fn karpathys_test_set_of_coco_has_captions_and_no_masks() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "val2014/a.jpg", jpeg(4, 2));
+    write(root.path(), "val2014/b.jpg", jpeg(4, 2));
+    write(root.path(), "secret.jpg", jpeg(4, 2));
+    let image = |name: &str, split: &str| {
+        let said = [1, 2, 3, 4, 5, 6]
+            .map(|i| format!(r#"{{"raw":" Said {i}. ","tokens":[]}}"#))
+            .join(",");
+        format!(r#"{{"filepath":"val2014","filename":"{name}","split":"{split}","cocoid":1,"sentences":[{said}]}}"#)
+    };
+    let images = [
+        image("a.jpg", "test"),
+        image("b.jpg", "val"),
+        image("../secret.jpg", "test"),
+    ];
+    let list = format!(r#"{{"images":[{}],"dataset":"coco"}}"#, images.join(","));
+    write(root.path(), "dataset_coco.json", list);
+    let found = dataset(root.path(), "@test").unwrap();
+    assert_eq!(keys(&found), ["a"], "a list must not reach outside");
+    let a = found.get(0).unwrap();
+    assert_eq!(a.info.captions, [1, 2, 3, 4, 5].map(|i| format!("Said {i}.")));
+    assert_eq!((a.mask, a.info.source.as_str()), (None, "coco"));
+    assert_eq!(keys(&dataset(root.path(), "@val").unwrap()), ["b"]);
+    assert!(error(root.path(), "@restval").contains("holds no sample"));
+    write(root.path(), "annotations/instances_val2017.json", COCO_LIST);
+    assert_eq!(
+        keys(&dataset(root.path(), "@test").unwrap()),
+        ["a"],
+        "beside the instances too"
+    );
+}
+
+#[test]
 fn a_damaged_list_is_one_error_with_its_place() {
     let root = tempfile::tempdir().unwrap();
     let list = "annotations/instances_val2017.json";
