@@ -1,12 +1,12 @@
 //! Head probing: what a linear layer reads from frozen features.
 //!
-//! Ridge regression in closed form on one-hot targets, features standardised by their spread in training, the penalty
-//! a thousandth of the number of examples. Fitted on the nine training tenths, scored on the validation tenth; or fitted
-//! on the training set that a collection is published with, scored on its validation set. *Segmentation*: one example per cell of the feature map, its target the shares
-//! of the classes among the cell's labelled pixels; the cell scores go to the photo bilinearly, the best class
-//! wins, and every labelled pixel of the classes counts. Where the protocol counts background as benchmarks do, it is the
-//! last of the classes. *Classification*: one example per photo, its target the
-//! photo's label; collections of at least two names with photos in both parts.
+//! Ridge regression in closed form on one-hot targets, features standardised by their spread in training, the penalty a
+//! thousandth of the number of examples. Fitted on the nine training tenths, scored on the validation tenth; or fitted
+//! on the training set that a collection is published with, scored on its validation set. *Segmentation*: one example
+//! per cell of the feature map, its target the shares of the classes among the cell's labelled pixels; the cell scores
+//! go to the photo bilinearly, the best class wins, and every labelled pixel of the classes counts. Where the protocol
+//! counts background as benchmarks do, it is the last of the classes. *Classification*: one example per photo, its
+//! target the photo's label; collections of at least two names with photos in both parts.
 
 mod feature_map;
 mod ridge;

@@ -307,9 +307,10 @@ const FORGETTING: &str = "Student minus teacher in points; negative is forgotten
     Standard error: of the difference on the same photos; two of them are what chance may do.";
 const WORDS: &str =
     "As zero-shot semantic segmentation, each name replaced by the first of its other words where it has one.";
-const PAIR: &str = "The SAM teacher's mask at each point of a grid, duplicates above IoU 0.7 dropped; the box of each \
-    mask, cropped, goes through the CLIP teacher; names and background prompts compete by softmax, under published-no-background the names alone; what no mask covers \
-    has no name. Pixels count as in zero-shot semantic segmentation. K + 1 passes per photo.";
+const PAIR: &str = "The SAM teacher's mask at each point of a grid, duplicates above IoU 0.7 dropped; the box of \
+    each mask, cropped, goes through the CLIP teacher; names and background prompts compete by softmax, under \
+    published-no-background the names alone; what no mask covers has no name. Pixels count as in zero-shot \
+    semantic segmentation. K + 1 passes per photo.";
 const PROBING_FIT: &str = "Ridge regression on one-hot targets, standardised features, penalty 0.001 per example.";
 const PROBING_SCORE: &str = "Segmentation: cells of the feature map, scores bilinear on the photo, labelled pixels of the \
     classes, under published with background as one more. Classification: collections with at least twice as many \

@@ -1,10 +1,11 @@
 //! Zero-shot classification and retrieval by captions: the image embedding against text embeddings.
 //!
-//! Classification: a photo takes part if its collection gives it one name, or a name and a finer one (the last is
-//! asked then, "pug" of "dog, pug"); lists of tags do not. All names that the collection gives to any photo compete, 80
-//! templates averaged; two classes of one name are two, and of equal scores the class that is listed first has the better one. Retrieval: every caption that fits the model's context against every photo with captions;
-//! text-to-image looks for the caption's own photo, image-to-text for any of the photo's captions (R@K as in the CLIP
-//! paper, arXiv 2103.00020).
+//! Classification: a photo takes part if its collection gives it one name, or a name and a finer one (the last is asked
+//! then, "pug" of "dog, pug"); lists of tags do not. All names that the collection gives to any photo compete, 80
+//! templates averaged; two classes of one name are two, and of equal scores the class that is listed first has the
+//! better one. Retrieval: every caption that fits the model's context against every photo with captions; text-to-image
+//! looks for the caption's own photo, image-to-text for any of the photo's captions (R@K as in the CLIP paper, arXiv
+//! 2103.00020).
 
 use std::collections::BTreeMap;
 
