@@ -5,8 +5,11 @@
 //! more. Pixels without a label do not count. By the open protocol names are those of [`classes_of`], and a prediction on
 //! background, or on a label outside the table, is a false positive unless the photo's collection does not annotate the
 //! name or the two names overlap; the published ones ([`Protocol`]) know no such excuses. IoU is summed over all photos; a
-//! mean is over the classes that some photo shows. The constant-class figure is the IoU of predicting that class
+//! mean is over the classes that some photo shows; with photos of several collections, also over each one's photos and the
+//! classes that they show. The constant-class figure is the IoU of predicting that class
 //! everywhere.
+
+use std::collections::BTreeMap;
 
 use super::protocol::Protocol;
 use super::report::Entry;
@@ -68,6 +71,19 @@ pub struct ClassResult {
     pub both_heads: f64,
 }
 
+/// The photos of one collection.
+#[derive(Clone, Debug)]
+pub struct SourceResult {
+    /// Its name.
+    pub name: String,
+    /// Its photos with labels.
+    pub photos: usize,
+    /// Classes that they show.
+    pub classes: usize,
+    /// Mean IoU over these classes, on these photos: constant, CLIP head, both heads.
+    pub means: [f64; 3],
+}
+
 /// The measurement.
 #[derive(Clone, Debug)]
 pub struct Semantic {
@@ -77,6 +93,8 @@ pub struct Semantic {
     pub classes: Vec<ClassResult>,
     /// IoU of the background, CLIP head alone and both heads, where every photo's collection annotates every class.
     pub background: Option<[f64; 2]>,
+    /// One row per collection, if there are several.
+    pub sources: Vec<SourceResult>,
     /// Back end and provider.
     pub provider: String,
 }
@@ -127,6 +145,11 @@ impl Semantic {
                 c.both_heads,
             ));
         }
+        for s in &self.sources {
+            let head = format!("{}, {} photos, mean of {} classes", s.name, s.photos, s.classes);
+            entries.push(Entry::percent(format!("{head}: CLIP head"), s.means[1]));
+            entries.push(Entry::percent(format!("{head}: both heads"), s.means[2]));
+        }
         entries
     }
 
@@ -139,8 +162,13 @@ impl Semantic {
             ..c.clone()
         };
         let classes = self.classes.iter().map(constant).collect();
+        let of_source = |s: &SourceResult| SourceResult {
+            means: [s.means[0]; 3],
+            ..s.clone()
+        };
         Self {
             classes,
+            sources: self.sources.iter().map(of_source).collect(),
             background: None,
             ..self.clone()
         }
@@ -165,15 +193,54 @@ pub struct Measurement<'a> {
     protocol: Protocol,
     preprocessor: Preprocessor,
     features: Features,
-    /// CLIP head alone, both heads.
-    tallies: [Vec<Tally>; 2],
+    whole: Counts,
+    /// By collection.
+    sources: BTreeMap<String, Counts>,
     background: [Tally; 2],
     /// Whether every photo's collection annotates every class.
     complete: bool,
+}
+
+/// What some photos show and were said to show, by class.
+#[derive(Clone, Debug)]
+struct Counts {
     photos: usize,
     shown: Vec<usize>,
-    /// Each class predicted everywhere.
-    everywhere: Vec<Tally>,
+    /// Each class predicted everywhere; CLIP head alone; both heads.
+    tallies: [Vec<Tally>; 3],
+}
+
+impl Counts {
+    fn new(classes: usize) -> Self {
+        Self {
+            photos: 0,
+            shown: vec![0; classes],
+            tallies: [(); 3].map(|()| vec![Tally::default(); classes]),
+        }
+    }
+
+    fn add(&mut self, more: &Self) {
+        self.photos += more.photos;
+        self.shown.iter_mut().zip(&more.shown).for_each(|(a, b)| *a += b);
+        for (tallies, more) in self.tallies.iter_mut().zip(&more.tallies) {
+            tallies.iter_mut().zip(more).for_each(|(a, b)| *a += *b);
+        }
+    }
+
+    /// Means over the classes that are shown.
+    fn of_source(&self, name: &str) -> SourceResult {
+        let shown: Vec<usize> = (0..self.shown.len()).filter(|&class| self.shown[class] > 0).collect();
+        let mean = |tallies: &Vec<Tally>| {
+            let sum: f64 = shown.iter().map(|&class| tallies[class].iou()).sum();
+            sum / shown.len().max(1) as f64
+        };
+        SourceResult {
+            name: name.into(),
+            photos: self.photos,
+            classes: shown.len(),
+            means: self.tallies.each_ref().map(mean),
+        }
+    }
 }
 
 impl<'a> Measurement<'a> {
@@ -189,12 +256,10 @@ impl<'a> Measurement<'a> {
             protocol: Protocol::Open,
             preprocessor: Preprocessor::new(&manifest.encoder),
             features: Features::default(),
-            tallies: [(); 2].map(|()| vec![Tally::default(); classes.len()]),
+            whole: Counts::new(classes.len()),
+            sources: BTreeMap::new(),
             background: [Tally::default(); 2],
             complete: true,
-            photos: 0,
-            shown: vec![0; classes.len()],
-            everywhere: vec![Tally::default(); classes.len()],
         }
     }
 
@@ -233,26 +298,39 @@ impl<'a> Measurement<'a> {
         if sample.mask.is_some() {
             let decoded = engine.decoder.decode(&self.features, &prompts)?;
             let truth = Truth::of(sample, names, &self.classes, self.protocol);
-            self.count(&truth, &scores, &prompts, &decoded);
+            let counts = self.count(&truth, &scores, &prompts, &decoded);
+            self.whole.add(&counts);
+            let empty = || Counts::new(self.classes.len());
+            let source = self.sources.entry(sample.info.source.clone());
+            source.or_insert_with(empty).add(&counts);
         }
         Ok((scores, prompts))
     }
 
-    fn count(&mut self, truth: &Truth, scores: &ScoreMap, prompts: &[DecoderPrompt], decoded: &[DecodedPrompt]) {
+    /// The counts of one photo.
+    fn count(
+        &mut self,
+        truth: &Truth,
+        scores: &ScoreMap,
+        prompts: &[DecoderPrompt],
+        decoded: &[DecodedPrompt],
+    ) -> Counts {
         let (rules, classes) = (RefineRules::default(), self.classes.len());
         let alone: Vec<Vec<f32>> = (0..classes).map(|q| scores.frame_logits(q)).collect();
         let both = (0..classes).map(|q| semantic_logits(scores, q, prompts, decoded, &rules));
         let both: Vec<Vec<f32>> = both.collect();
         let none = background_probability(&alone, self.protocol);
-        let [of_alone, of_both] = &mut self.tallies;
+        let mut counts = Counts::new(classes);
+        counts.photos = 1;
+        let [everywhere, of_alone, of_both] = &mut counts.tallies;
         truth.count(&alone, &none, of_alone, &mut self.background[0]);
         truth.count(&both, &none, of_both, &mut self.background[1]);
-        self.photos += 1;
         self.complete &= truth.annotated.iter().all(|a| *a);
-        truth.count_everywhere(&mut self.everywhere);
-        for (class, shown) in self.shown.iter_mut().enumerate() {
-            *shown += usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
+        truth.count_everywhere(everywhere);
+        for (class, shown) in counts.shown.iter_mut().enumerate() {
+            *shown = usize::from(truth.label.iter().any(|l| matches!(l, Label::Class(c) if *c == class)));
         }
+        counts
     }
 
     /// The table of all labelled photos so far.
@@ -260,15 +338,18 @@ impl<'a> Measurement<'a> {
     pub fn finish(&self, provider: &str) -> Semantic {
         let classes = self.classes.iter().enumerate().map(|(i, name)| ClassResult {
             name: name.clone(),
-            photos: self.shown[i],
-            constant: self.everywhere[i].iou(),
-            clip_head: self.tallies[0][i].iou(),
-            both_heads: self.tallies[1][i].iou(),
+            photos: self.whole.shown[i],
+            constant: self.whole.tallies[0][i].iou(),
+            clip_head: self.whole.tallies[1][i].iou(),
+            both_heads: self.whole.tallies[2][i].iou(),
         });
+        let several = self.sources.len() > 1;
+        let sources = self.sources.iter().filter(|_| several);
         Semantic {
-            photos: self.photos,
+            photos: self.whole.photos,
             classes: classes.collect(),
             background: (self.complete && self.background[0].labelled > 0).then(|| self.background.map(|t| t.iou())),
+            sources: sources.map(|(name, counts)| counts.of_source(name)).collect(),
             provider: provider.into(),
         }
     }
@@ -383,6 +464,7 @@ mod tests {
             photos: 7,
             classes: vec![class("car", 5, 0.6), class("sky", 2, 0.4), class("horse", 0, 0.0)],
             background: Some([0.2; 2]),
+            sources: Vec::new(),
             provider: "tract-cpu".into(),
         };
         assert_eq!(found.means(), [0.25, 0.5, 0.5]);
@@ -403,6 +485,35 @@ mod tests {
         );
         found.classes.pop();
         assert_eq!(rows(&found)[0], "mean of 2 classes, 7 photos: CLIP head");
+    }
+
+    #[test]
+    fn photos_of_a_collection_are_counted_on_their_own_and_in_all() {
+        let of = |shown: &[usize], tallies: &[(u64, u64, u64)]| {
+            let mut counts = Counts::new(2);
+            (counts.photos, counts.shown) = (1, shown.to_vec());
+            let tally = |&(both, predicted, labelled): &(u64, u64, u64)| Tally {
+                both,
+                predicted,
+                labelled,
+            };
+            counts.tallies = [(); 3].map(|()| tallies.iter().map(tally).collect());
+            counts
+        };
+        let (streets, animals) = (
+            of(&[1, 0], &[(2, 2, 4), (0, 3, 0)]),
+            of(&[0, 1], &[(0, 4, 0), (3, 3, 3)]),
+        );
+        let found = streets.of_source("streets");
+        assert_eq!((found.photos, found.classes, found.means), (1, 1, [0.5; 3]));
+        assert_eq!(animals.of_source("animals").means, [1.0; 3]);
+        let mut whole = streets;
+        whole.add(&animals);
+        let found = whole.of_source("all");
+        assert_eq!(
+            (found.photos, found.classes, found.means),
+            (2, 2, [(2.0 / 8.0 + 0.5) / 2.0; 3])
+        );
     }
 
     #[test]

@@ -16,6 +16,14 @@ pub struct Tally {
     pub labelled: u64,
 }
 
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, more: Self) {
+        self.both += more.both;
+        self.predicted += more.predicted;
+        self.labelled += more.labelled;
+    }
+}
+
 impl Tally {
     /// Intersection over union, 0 where there is neither.
     #[must_use]

@@ -438,6 +438,7 @@ mod tests {
             photos: 3,
             classes,
             background: None,
+            sources: Vec::new(),
             provider: "tract-cpu".into(),
         };
         assert_eq!(mean_iou(&found(vec![class(0, 0.0), class(0, 0.0)])), None);
