@@ -342,12 +342,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = |set: &str, name: &str| {
             let path = root.path().join(set);
-            std::fs::create_dir_all(path.join("annotations/validation")).unwrap();
-            std::fs::create_dir_all(path.join("images/validation")).unwrap();
-            let picture = image::RgbImage::from_pixel(2, 2, image::Rgb([9; 3]));
-            picture.save(path.join("images/validation/a.png")).unwrap();
-            let mask = image::GrayImage::from_pixel(2, 2, image::Luma([1]));
-            mask.save(path.join("annotations/validation/a.png")).unwrap();
+            for set in ["training", "validation"] {
+                let (photos, masks) = (path.join("images").join(set), path.join("annotations").join(set));
+                std::fs::create_dir_all(&photos).unwrap();
+                std::fs::create_dir_all(&masks).unwrap();
+                let picture = image::RgbImage::from_pixel(2, 2, image::Rgb([9; 3]));
+                picture.save(photos.join(format!("{set}.png"))).unwrap();
+                let mask = image::GrayImage::from_pixel(2, 2, image::Luma([1]));
+                mask.save(masks.join(format!("{set}.png"))).unwrap();
+            }
             std::fs::write(path.join("objectInfo150.txt"), format!("Idx\tName\n1\t{name}\n")).unwrap();
             path.display().to_string()
         };
@@ -358,7 +361,11 @@ mod tests {
             probe_train: vec![train.to_owned()],
             ..Options::default()
         };
-        assert!(fitted(&with(&walls), &scored).unwrap().is_some());
+        let found = fitted(&with(&walls), &scored).unwrap().unwrap();
+        assert_eq!(
+            [&found, &scored].map(|set| set.samples()[0].key.as_str()),
+            ["training", "validation"]
+        );
         let error = fitted(&with(&skies), &scored).unwrap_err().to_string();
         assert!(
             error.contains("skies") && error.contains("name classes differently"),
