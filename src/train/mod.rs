@@ -9,6 +9,7 @@
 
 pub mod autodiff;
 pub mod cost;
+pub mod curve;
 pub mod dataset;
 pub mod device;
 pub mod distill;

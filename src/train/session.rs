@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -17,6 +16,7 @@ use burn_flex::Flex;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::train::autodiff::Graph;
+use crate::train::curve;
 use crate::train::feed::FeedError;
 use crate::train::frozen::StoreError;
 use crate::train::kernels::Kernels;
@@ -362,23 +362,13 @@ impl<B: Kernels> Session<B> {
         self.path.with_extension("best.safetensors")
     }
 
-    /// Appends values of the current step to the stage's curve, `<stage>.curve.csv` with the columns step, name and value. A
-    /// run that goes on after a kill repeats the steps since its checkpoint; the last line of a step and name counts.
+    /// Appends values of the current step to the stage's [`curve`].
     fn record<'a>(&self, values: impl Iterator<Item = (&'a str, f32)>) -> Result<(), SessionError> {
         if !self.processes.is_first() {
             return Ok(());
         }
         let path = self.path.with_extension("curve.csv");
-        let lines: String = values
-            .map(|(name, value)| format!("{},{name},{value}\n", self.step()))
-            .collect();
-        let append = || {
-            let fresh = !path.exists();
-            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&path)?;
-            file.write_all(if fresh { b"step,name,value\n" } else { b"" })?;
-            file.write_all(lines.as_bytes())
-        };
-        append().map_err(|source| SessionError::Curve { path, source })
+        curve::append(&path, self.step(), values).map_err(|source| SessionError::Curve { path, source })
     }
 
     /// One look: keeps the weights if they are the best so far; if they lost more than `watch` tolerates, takes back the

@@ -10,6 +10,7 @@ use super::super::wise_ft::interpolate;
 use super::figures::{Data, Figures, measure, measure_ends};
 use crate::contract::sha256_hex;
 use crate::text::tokenizer::Tokenizer;
+use crate::train::curve;
 use crate::train::dataset::Dataset;
 use crate::train::distill::{self, Teachers};
 use crate::train::feed::Feed;
@@ -196,7 +197,7 @@ pub(super) fn all(recipe: &Recipe, made: &Made, folder: &RunFolder, data: &Data)
             name: variant.name,
             what: variant.what,
             figures,
-            curve: curve(&own.path.join("distill.curve.csv"))?,
+            curve: curve::read(&own.path.join("distill.curve.csv"))?,
             weights,
             recipe: changed,
         });
@@ -249,47 +250,9 @@ fn train(
     Ok(student)
 }
 
-/// Points of a curve file; of lines with the same step and name the last one counts. None without the file.
-fn curve(path: &Path) -> Result<Vec<(u64, String, f32)>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let mut points = std::collections::BTreeMap::new();
-    for line in std::fs::read_to_string(path)?.lines().skip(1) {
-        let fields: Vec<&str> = line.split(',').collect();
-        let [step, name, value] = fields[..] else {
-            anyhow::bail!("{}: found {line:?}, expected step, name and value", path.display());
-        };
-        points.insert((step.parse::<u64>()?, name.to_owned()), value.parse::<f32>()?);
-    }
-    Ok(points
-        .into_iter()
-        .map(|((step, name), value)| (step, name, value))
-        .collect())
-}
-
 /// Understanding and masks between two models, in tenths.
 pub(super) fn interpolated(recipe: &Recipe, from: &Weights, to: &Weights, data: &Data) -> Result<Vec<(f32, Figures)>> {
     let alphas = (0..=10_u8).map(|i| f32::from(i) / 10.0);
     let points = alphas.map(|alpha| Ok((alpha, measure_ends(recipe, &interpolate(from, to, alpha)?, data)?)));
     points.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_line_of_a_step_counts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("c.csv");
-        std::fs::write(&path, "step,name,value\n25,clip,1.5\n50,clip,1\n50,clip,0.5\n").unwrap();
-        assert_eq!(
-            curve(&path).unwrap(),
-            [(25, "clip".into(), 1.5), (50, "clip".into(), 0.5)]
-        );
-        std::fs::write(&path, "step,name,value\n25,clip\n").unwrap();
-        assert!(curve(&path).unwrap_err().to_string().contains("25,clip"));
-        assert!(curve(&folder.path().join("none.csv")).unwrap().is_empty());
-    }
 }
