@@ -5,7 +5,7 @@
 
 use super::Results;
 use super::comparison::{MERGED, REPEATED, TEACHERS};
-use super::figures::Figures;
+use super::figures::{Figures, clip_side};
 
 /// A claim with what was found.
 pub(super) struct Verdict {
@@ -169,7 +169,7 @@ pub(super) fn all(results: &Results) -> Vec<Verdict> {
         });
     }
 
-    verdicts.extend(mode_switching(results, noise(understanding)));
+    verdicts.extend(mode_switching(results, &two, noise(understanding)));
     verdicts
 }
 
@@ -192,41 +192,47 @@ fn probing(results: &Results) -> Option<Verdict> {
     let list: Vec<String> = probes.iter().map(|(name, iou)| format!("{name} {iou:.1}")).collect();
     Some(Verdict {
         claim: "(g) A linear probe segments better with the merged features than with either teacher's",
-        rule: "mean IoU of the best probe on merged features above the best on a teacher's",
+        rule: "mean IoU of the better of two probes on merged features above the better of two on the teachers'",
         found: list.join(", "),
         outcome: Outcome::of(merged - teachers, merged - repeated),
     })
 }
 
 /// A student of CLIP at low and SAM at high resolution understands less at the SAM size (paper.md, section 8).
-fn mode_switching(results: &Results, noise: f64) -> Option<Verdict> {
-    let at = |variant: &str| {
-        let sizes = results.sizes.iter().filter(move |s| s.variant == variant);
-        let best = sizes.clone().map(|s| s.understanding).fold(f64::MIN, f64::max);
-        (
-            best,
-            sizes.clone().map(|s| (s.side, s.understanding)).collect::<Vec<_>>(),
-        )
+///
+/// Both sizes are known before anything is measured: the best of many sizes is above any one of them by luck alone.
+fn mode_switching(results: &Results, two_stage: &Figures, noise: f64) -> Option<Verdict> {
+    let recipe = &results.variants.first()?.recipe;
+    let (low, side) = (clip_side(recipe), recipe.sam.image_size);
+    let at_sam_size = |variant: &str| {
+        let found = results.sizes.iter().find(|s| s.variant == variant && s.side == side);
+        found.map(|s| s.understanding)
     };
-    let ((best, two), (_, cured)) = (at("two-stage"), at("all sizes"));
-    // The SAM size is the fifth of seven, six sixths.
-    let (&(side, two_there), &(_, cured_there)) = (two.get(4)?, cured.get(4)?);
+    let (two_low, two_there) = (two_stage.understanding, at_sam_size("two-stage")?);
+    let cured_there = at_sam_size("all sizes")?;
     Some(Verdict {
         claim: "(i) Trained with CLIP at low and SAM at high resolution, the student switches modes: it understands less at the \
                 SAM size; CLIP batches at all sizes cure it",
-        rule: "understanding at the SAM size below the best size's, and higher with CLIP batches at all sizes",
+        rule: "understanding at the SAM size below that at the CLIP size, and at the SAM size higher with CLIP batches at all sizes",
         found: format!(
-            "best size {best:.1}, at {side} px {two_there:.1}; with all sizes {cured_there:.1} there (noise {:.1})",
+            "at {low} px {two_low:.1}, at {side} px {two_there:.1}; with all sizes {cured_there:.1} there (noise {:.1})",
             noise.abs()
         ),
-        outcome: Outcome::of(best - two_there, noise).and(Outcome::of(cured_there - two_there, noise)),
+        outcome: Outcome::of(two_low - two_there, noise).and(Outcome::of(cured_there - two_there, noise)),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::Outcome::{self, Contradicted, NotShown, Reproduced};
-    use super::{Figures, no_point_as_good};
+    use super::*;
+    use crate::train::eval::claims::comparison::Comparison;
+    use crate::train::eval::claims::figures::AtSize;
+    use crate::train::eval::claims::variants::Trained;
+    use crate::train::recipe::Recipe;
+    use crate::train::weights::Weights;
 
     #[test]
     fn an_effect_has_to_exceed_the_noise() {
@@ -247,5 +253,106 @@ mod tests {
         assert_eq!(no_point_as_good(3.0, &understands(0.0), 0.1), NotShown);
         assert_eq!(Reproduced.and(NotShown), NotShown);
         assert_eq!(NotShown.and(Contradicted), Contradicted);
+    }
+
+    /// A study with the understanding of two variants by side, and with probes of the teachers, of two-stage and of its
+    /// repetition, two each.
+    fn study(two_stage: [f64; 7], all_sizes: [f64; 7], probes: [[f64; 2]; 3]) -> Results {
+        let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/study/recipe.toml");
+        let recipe = Recipe::read(&recipe).unwrap();
+        assert_eq!((clip_side(&recipe), recipe.sam.image_size), (64, 128));
+        let sides = [48, 64, 96, 112, 128, 160, 176];
+        let names = [
+            "untrained",
+            "two-stage",
+            "repeat",
+            "naive",
+            "average",
+            "unprobed",
+            "weight ÷ 10",
+            "weight × 10",
+            "all sizes",
+        ];
+        let trained = |name: &&'static str| Trained {
+            name,
+            what: "",
+            figures: Figures {
+                understanding: match *name {
+                    "two-stage" => two_stage[1],
+                    "repeat" => two_stage[1] + 0.5,
+                    _ => 50.0,
+                },
+                ..Figures::default()
+            },
+            curve: Vec::new(),
+            weights: Weights::new(),
+            recipe: recipe.clone(),
+        };
+        let sizes = |variant, found: [f64; 7]| {
+            sides.into_iter().zip(found).map(move |(side, understanding)| AtSize {
+                variant,
+                side,
+                understanding,
+                boxes: 0.0,
+                clip_head: 0.0,
+            })
+        };
+        let probed = [TEACHERS, MERGED, REPEATED].into_iter().zip(probes);
+        Results {
+            source: "drawn",
+            samples: 0,
+            understanding: "",
+            variants: names.iter().map(trained).collect(),
+            interpolated: Vec::new(),
+            sizes: sizes("two-stage", two_stage)
+                .chain(sizes("all sizes", all_sizes))
+                .collect(),
+            comparison: Comparison {
+                merged_ms: 1.0,
+                sam_ms: 1.0,
+                clip_ms: 1.0,
+                separate_ms: Vec::new(),
+                parameters: [0.0; 2],
+                mmac: [0.0; 3],
+                probes: probed.flat_map(|(names, found)| names.into_iter().zip(found)).collect(),
+                megabytes: [0.0; 2],
+            },
+        }
+    }
+
+    /// Outcome of a claim, and what was found.
+    fn verdict(results: &Results, claim: &str) -> (Outcome, String) {
+        let found = all(results).into_iter().find(|v| v.claim.starts_with(claim)).unwrap();
+        (found.outcome, found.found)
+    }
+
+    #[test]
+    fn a_mode_is_switched_between_the_clip_and_the_sam_size_and_luck_at_another_size_is_none() {
+        // CLIP size 64, SAM size 128 of 48, 64, 96, 112, 128, 160, 176; the noise is half a point.
+        let cured = [50.0, 50.0, 50.0, 50.0, 57.0, 50.0, 50.0];
+        for (two_stage, all_sizes, expected) in [
+            ([50.0, 58.0, 50.0, 50.0, 50.0, 50.0, 50.0], cured, Reproduced),
+            ([50.0, 58.0, 50.0, 50.0, 50.0, 50.0, 50.0], [50.0; 7], NotShown),
+            ([50.0, 50.0, 50.0, 50.0, 50.0, 50.0, 58.0], cured, NotShown),
+            ([60.0, 45.0, 50.0, 50.0, 50.0, 50.0, 60.0], cured, Contradicted),
+        ] {
+            let (outcome, found) = verdict(&study(two_stage, all_sizes, [[1.0; 2]; 3]), "(i)");
+            assert_eq!(outcome, expected, "{two_stage:?}");
+            let figures = format!("at 64 px {:.1}, at 128 px 50.0; with all sizes", two_stage[1]);
+            assert!(found.contains(&figures), "{found}");
+        }
+    }
+
+    #[test]
+    fn both_sides_of_the_probing_claim_have_the_better_of_two_probes() {
+        for (teachers, merged, expected) in [
+            ([20.0, 10.0], [10.0, 23.0], Reproduced),
+            ([10.0, 20.0], [23.0, 10.0], Reproduced),
+            ([10.0, 26.0], [23.0, 10.0], Contradicted),
+            ([23.0, 22.5], [23.0, 10.0], NotShown),
+        ] {
+            let study = study([50.0; 7], [50.0; 7], [teachers, merged, [22.5, 9.0]]);
+            assert_eq!(verdict(&study, "(g)").0, expected, "{teachers:?} {merged:?}");
+        }
     }
 }
