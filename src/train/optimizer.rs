@@ -215,4 +215,104 @@ mod tests {
         assert!(!matrix("image_encoder.pos_embed", &[1, 4, 4, 3]));
         assert!(!matrix("mask_decoder.iou_token.weight", &[1, 8]));
     }
+
+    fn named(values: &[(&str, &[usize], &[f32])]) -> Weights {
+        let entry = |&(name, shape, data): &(&str, &[usize], &[f32])| {
+            let (shape, data) = (shape.to_vec(), data.to_vec());
+            (name.to_owned(), Values { shape, data })
+        };
+        values.iter().map(entry).collect()
+    }
+
+    fn gradients(matrix: &[f32], bias: &[f32]) -> Gradients {
+        [("m".to_owned(), matrix.to_vec()), ("b".to_owned(), bias.to_vec())].into()
+    }
+
+    /// A matrix and a bias before the first step.
+    fn matrix_and_bias() -> Weights {
+        named(&[("m", &[2, 2], &[1.0, -2.0, 0.5, 3.0]), ("b", &[2], &[0.25, -0.75])])
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() < 2e-6, "{what}: {found:?}, expected {expected:?}");
+        }
+    }
+
+    /// Expected values by 64-bit floats from the formulas of PyTorch's `AdamW` and `clip_grad_norm_` (without its 1e-6):
+    /// `g ← g min(1, c / ‖g‖)`, `w ← w − γ λ w`, `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`,
+    /// `w ← w − γ (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)`; λ of the bias is 0. Rounding in 32 bits moves them by up to 1e-6.
+    #[test]
+    fn three_steps_are_those_of_the_formulas() {
+        let (mut weights, mut adam) = (matrix_and_bias(), AdamW::default());
+        let rate = |name: &str| if name == "m" { 0.1 } else { 0.01 };
+        // Norms 13, which is cut to 1, 0.55, which is not, and 3.4.
+        for (step, gradients, matrix, bias) in [
+            (
+                1,
+                gradients(&[3.0, -4.0, 0.0, 0.0], &[0.0, 12.0]),
+                [0.89, -1.88, 0.495, 2.97],
+                [0.25, -0.76],
+            ),
+            (
+                2,
+                gradients(&[0.1, 0.2, -0.3, 0.05], &[-0.02, 0.4]),
+                [0.790_023_4, -1.845_596_6, 0.564_463_7, 2.865_886_3],
+                [0.257_441_4, -0.769_107_7],
+            ),
+            (
+                3,
+                gradients(&[-2.0, 1.0, 0.5, 2.0], &[1.5, -0.25]),
+                [0.813_209_9, -1.857_700_2, 0.582_338_6, 2.768_705_6],
+                [0.251_320_2, -0.775_663_1],
+            ),
+        ] {
+            adam.step(&AdamWConfig::default(), &mut weights, &gradients, rate)
+                .unwrap();
+            assert_close(&weights["m"].data, &matrix, &format!("matrix after step {step}"));
+            assert_close(&weights["b"].data, &bias, &format!("bias after step {step}"));
+        }
+    }
+
+    #[test]
+    fn weights_decay_by_rate_times_decay_apart_from_the_gradient() {
+        let (mut weights, mut adam) = (matrix_and_bias(), AdamW::default());
+        let config = AdamWConfig {
+            weight_decay: 0.25,
+            ..AdamWConfig::default()
+        };
+        for kept in [0.9, 0.81] {
+            adam.step(&config, &mut weights, &gradients(&[0.0; 4], &[0.0; 2]), |_| 0.4)
+                .unwrap();
+            let expected = [1.0, -2.0, 0.5, 3.0].map(|w| kept * w);
+            assert_close(&weights["m"].data, &expected, "1 − 0.4 · 0.25 of the weights stays");
+            assert_eq!(weights["b"].data, [0.25, -0.75], "biases do not decay");
+        }
+    }
+
+    #[test]
+    fn gradients_longer_than_the_clip_norm_together_are_scaled_down_to_it() {
+        // 3, 4 and 12 have norm 13.
+        let long = gradients(&[3.0, -4.0, 0.0, 0.0], &[0.0, 12.0]);
+        for (clip_norm, factor) in [(1.0, 1.0 / 13.0), (6.5, 0.5), (13.0, 1.0), (100.0, 1.0)] {
+            let (mut weights, mut adam) = (matrix_and_bias(), AdamW::default());
+            let config = AdamWConfig {
+                clip_norm,
+                ..AdamWConfig::default()
+            };
+            let norm = adam.step(&config, &mut weights, &long, |_| 0.1).unwrap();
+            assert!((norm - 13.0).abs() < 1e-5, "the norm before clipping: {norm}");
+            // The first moment is a tenth of the gradient, the second a thousandth of its square.
+            let moments = adam.to_weights();
+            let scaled = [3.0, -4.0, 0.0, 0.0].map(|g| 0.1 * factor * g);
+            assert_close(&moments["first.m"].data, &scaled, "matrix");
+            assert_close(&moments["first.b"].data, &[0.0, 1.2 * factor], "bias");
+            let second = moments["second.b"].data[1] / (0.144 * factor * factor);
+            assert!(
+                (second - 1.0).abs() < 1e-4,
+                "second moment, {second} times what was expected"
+            );
+        }
+    }
 }
