@@ -21,7 +21,7 @@ use crate::train::initial;
 use crate::train::kernels::Kernels;
 use crate::train::micro_batch::{Maker, MicroBatch, Serves};
 use crate::train::model::{SamConfig, inventory, resize};
-use crate::train::recipe::{Recipe, Stage, StageName};
+use crate::train::recipe::{Adapt, Recipe, Stage, StageName};
 use crate::train::session::{RunFolder, Session, SessionError, progress_bar};
 use crate::train::text_bank::TextBank;
 use crate::train::weights::{Values, Weights};
@@ -127,7 +127,6 @@ pub fn probe<B: Kernels>(
     initial: impl FnOnce() -> Weights,
     folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
-    let rate = |name: &str| f32::from(u8::from(name.starts_with("clip_head.")));
     let session = folder.session(recipe, StageName::Probe, initial)?;
     let store = recipe.probe.repeat.map(|_| {
         let origin = folder.identity(&without_pace(recipe), StageName::Probe);
@@ -141,7 +140,12 @@ pub fn probe<B: Kernels>(
         own_points: false,
         features: store.transpose()?,
     };
-    run(session, &step, recipe, feed, teachers, &rate)
+    run(session, &step, recipe, feed, teachers, &probe_rate)
+}
+
+/// Factor on the learning rate of stage 1: the CLIP head alone learns.
+fn probe_rate(name: &str) -> f32 {
+    f32::from(u8::from(name.starts_with("clip_head.")))
 }
 
 /// A recipe without what stage 1 may change and keep its features: how long and how fast it learns.
@@ -164,15 +168,6 @@ pub fn distill<B: Kernels>(
     initial: impl FnOnce() -> Weights,
     folder: &RunFolder<B>,
 ) -> Result<Weights, SessionError> {
-    let slow = recipe.distill.backbone_rate;
-    let text = inventory::text(&recipe.text, recipe.clip_head.text_dim);
-    let rate = |name: &str| match name {
-        _ if name.starts_with("clip_head.") => 1.0,
-        _ if recipe.losses.train_text && text.contains_key(name) => 1.0,
-        "logit_scale" if recipe.losses.region_text > 0.0 => 1.0,
-        _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => slow,
-        _ => 0.0,
-    };
     let session = folder.session(recipe, StageName::Distill, initial)?;
     let step = Steps {
         stage: &recipe.distill,
@@ -181,7 +176,20 @@ pub fn distill<B: Kernels>(
         own_points: false,
         features: None,
     };
-    run(session, &step, recipe, feed, teachers, &rate)
+    run(session, &step, recipe, feed, teachers, &distill_rate(recipe))
+}
+
+/// Factors on the learning rate of stage 2 by weight; backbone and SAM head learn at `backbone_rate`.
+fn distill_rate(recipe: &Recipe) -> impl Fn(&str) -> f32 {
+    let slow = recipe.distill.backbone_rate;
+    let text = inventory::text(&recipe.text, recipe.clip_head.text_dim);
+    move |name: &str| match name {
+        _ if name.starts_with("clip_head.") => 1.0,
+        _ if recipe.losses.train_text && text.contains_key(name) => 1.0,
+        "logit_scale" if recipe.losses.region_text > 0.0 => 1.0,
+        _ if name.starts_with("image_encoder.") || name.starts_with("mask_decoder.") => slow,
+        _ => 0.0,
+    }
 }
 
 /// Stage 3: the heads at the bundle's size, if the recipe has that stage; the position tables are resized first.
@@ -200,12 +208,6 @@ pub fn adapt<B: Kernels>(
         return Ok(distilled);
     };
     let adapted = recipe.adapted();
-    let rate = |name: &str| match name {
-        _ if name.starts_with("clip_head.") => 1.0,
-        _ if name.starts_with("mask_decoder.") => adapt.mask_decoder_rate,
-        _ if name.starts_with("image_encoder.") => adapt.backbone_rate,
-        _ => 0.0,
-    };
     let session = folder.session(recipe, StageName::Adapt, || {
         resize::positions(&distilled, &recipe.sam, &adapted.sam)
     })?;
@@ -216,7 +218,17 @@ pub fn adapt<B: Kernels>(
         own_points: true,
         features: None,
     };
-    run(session, &step, &adapted, feed, teachers, &rate)
+    run(session, &step, &adapted, feed, teachers, &adapt_rate(adapt))
+}
+
+/// Factors on the learning rate of stage 3 by weight.
+fn adapt_rate(adapt: &Adapt) -> impl Fn(&str) -> f32 {
+    move |name: &str| match name {
+        _ if name.starts_with("clip_head.") => 1.0,
+        _ if name.starts_with("mask_decoder.") => adapt.mask_decoder_rate,
+        _ if name.starts_with("image_encoder.") => adapt.backbone_rate,
+        _ => 0.0,
+    }
 }
 
 /// What a stage's steps are made of.
@@ -331,3 +343,102 @@ pub(super) fn run<B: Kernels>(
 
 /// Added to a stage's number for the random stream of the sizes.
 const SIZES: u64 = 1 << 8;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::train::teachers::clip_config;
+
+    fn shipped(name: &str) -> Recipe {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        Recipe::read(&models.join(name).join("recipe.toml")).unwrap()
+    }
+
+    /// The rates of all weights of the merged model whose names begin so, each once.
+    fn rates(recipe: &Recipe, prefix: &str, rate: &dyn Fn(&str) -> f32) -> Vec<f32> {
+        let names = inventory::merged(&recipe.merged()).into_keys();
+        let mut rates: Vec<f32> = names.filter(|n| n.starts_with(prefix)).map(|n| rate(&n)).collect();
+        rates.dedup();
+        rates
+    }
+
+    #[test]
+    fn backbone_and_sam_head_of_the_papers_recipe_learn_at_a_tenth_of_the_rate_and_in_stage_2_alone() {
+        let recipe = shipped("vit-b");
+        let (distill, adapt) = (distill_rate(&recipe), adapt_rate(recipe.adapt.as_ref().unwrap()));
+        let stages: [&dyn Fn(&str) -> f32; 3] = [&probe_rate, &distill, &adapt];
+        for (prefix, expected) in [
+            ("clip_head.", [1.0, 1.0, 1.0]),
+            ("image_encoder.", [0.0, 0.1, 0.0]),
+            ("mask_decoder.", [0.0, 0.1, 0.0]),
+            ("prompt_encoder.", [0.0; 3]),
+            ("transformer.", [0.0; 3]),
+            ("token_embedding.", [0.0; 3]),
+            ("text_projection", [0.0; 3]),
+            ("logit_scale", [0.0; 3]),
+        ] {
+            let found = stages.map(|rate| rates(&recipe, prefix, rate));
+            assert_eq!(found, expected.map(|rate| vec![rate]), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn what_else_learns_in_stages_2_and_3_is_what_the_recipe_says() {
+        let mut recipe = shipped("nano");
+        assert_eq!(rates(&recipe, "transformer.", &distill_rate(&recipe)), [0.0]);
+        assert_eq!(rates(&recipe, "logit_scale", &distill_rate(&recipe)), [1.0]);
+        recipe.losses.train_text = true;
+        for part in ["transformer.", "token_embedding.", "text_projection"] {
+            assert_eq!(rates(&recipe, part, &distill_rate(&recipe)), [1.0], "{part}");
+        }
+        let adapt = recipe.adapt.as_mut().unwrap();
+        (adapt.mask_decoder_rate, adapt.backbone_rate) = (0.5, 0.25);
+        let adapt = adapt.clone();
+        for (prefix, expected) in [("mask_decoder.", 0.5), ("image_encoder.", 0.25), ("clip_head.", 1.0)] {
+            assert_eq!(rates(&recipe, prefix, &adapt_rate(&adapt)), [expected], "{prefix}");
+        }
+    }
+
+    #[test]
+    fn the_student_begins_as_the_teachers_with_copies_of_the_last_backbone_block_as_its_clip_head() {
+        let mut recipe = shipped("nano");
+        let sam = &mut recipe.sam;
+        (sam.image_size, sam.embed_dim, sam.depth, sam.num_heads) = (64, 16, 2, 2);
+        (sam.stem, sam.global_attn_indexes, sam.rel_pos) = (vec![4, 4, 8, 16], vec![1], true);
+        recipe.clip_head.layers = 2;
+        let sam = initial::weights(&inventory::sam(&recipe.sam), 1);
+        let clip = initial::weights(&inventory::clip(&clip_config(&recipe)), 2);
+        let student = student(&recipe, &sam, &clip);
+        assert_eq!(
+            student.keys().collect::<Vec<_>>(),
+            inventory::merged(&recipe.merged()).keys().collect::<Vec<_>>()
+        );
+
+        let last = "image_encoder.blocks.1.";
+        let of_block: Vec<&str> = sam.keys().filter_map(|name| name.strip_prefix(last)).collect();
+        assert!(of_block.contains(&"attn.rel_pos_h") && of_block.contains(&"mlp.lin1.weight"));
+        for layer in ["clip_head.blocks.0.", "clip_head.blocks.1."] {
+            let head = student.keys().filter_map(|name| name.strip_prefix(layer));
+            assert_eq!(head.collect::<Vec<_>>(), of_block, "{layer}");
+            for name in &of_block {
+                assert_eq!(
+                    student[&format!("{layer}{name}")],
+                    sam[&format!("{last}{name}")],
+                    "{layer}{name}"
+                );
+            }
+        }
+        let first = &sam["image_encoder.blocks.0.attn.qkv.weight"];
+        assert_ne!(&student["clip_head.blocks.0.attn.qkv.weight"], first);
+        assert!(
+            sam.iter().all(|(name, values)| student[name] == *values),
+            "the SAM teacher"
+        );
+        for name in inventory::text(&recipe.text, recipe.clip_head.text_dim).keys() {
+            assert_eq!(student[name], clip[name], "{name}");
+        }
+        assert_eq!(student["logit_scale"].data, [recipe.losses.logit_scale.ln()]);
+    }
+}
