@@ -310,3 +310,167 @@ impl MicroBatch {
         StepLoss { total, parts }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn_flex::{Flex, FlexDevice};
+
+    use super::*;
+    use crate::text::tokenizer::Tokenizer;
+    use crate::train::dataset::augment::{Region, View};
+    use crate::train::initial;
+    use crate::train::model::inventory;
+    use crate::train::text_bank::TextBank;
+    use crate::train::weights::Weights;
+
+    fn shipped(name: &str) -> Recipe {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        Recipe::read(&models.join(name).join("recipe.toml")).unwrap()
+    }
+
+    /// The shipped recipe, small, with the paper's losses.
+    fn tiny() -> Recipe {
+        let mut recipe = shipped("nano");
+        let sam = &mut recipe.sam;
+        (sam.image_size, sam.embed_dim, sam.depth, sam.num_heads) = (64, 16, 1, 2);
+        (sam.stem, sam.global_attn_indexes) = (vec![4, 4, 8, 16], vec![0]);
+        let clip = &mut recipe.clip_teacher;
+        (clip.image_size, clip.width, clip.layers, clip.head_width) = (32, 16, 1, 8);
+        recipe.losses = shipped("vit-b").losses;
+        recipe
+    }
+
+    /// Two pictures of 64 px without labels, one prompt each, a foreground point; the labelled mask is `label` everywhere.
+    fn micro(serves: Serves, label: f32) -> MicroBatch {
+        let region = Region {
+            x: 0.0,
+            y: 0.0,
+            width: 64.0,
+            height: 64.0,
+            flip: false,
+        };
+        let pixels = |count: usize, pace: f32| (0..count).map(|i| (i as f32 * pace).sin()).collect::<Vec<_>>();
+        let item = |pace: f32| Item {
+            view: View {
+                side: 64,
+                content: (64, 64),
+                pixels: pixels(3 * 64 * 64, pace),
+                classes: None,
+                segments: None,
+                region,
+            },
+            names: None,
+            text: None,
+        };
+        MicroBatch {
+            serves,
+            side: 64,
+            patches: 4,
+            share: 0.5,
+            features: None,
+            items: vec![item(0.011), item(0.37)],
+            teacher_pixels: pixels(2 * 3 * 32 * 32, 0.05),
+            prompts: PromptBatch {
+                per_image: 1,
+                coords: vec![20.0, 40.0, 50.0, 10.0],
+                labels: vec![1.0; 2],
+                mask: vec![0.0; 2 * 256],
+                has_mask: vec![0.0; 2],
+                target: vec![label; 2 * 256],
+                known: Vec::new(),
+                counts: vec![1.0; 2],
+                named: vec![None; 2],
+            },
+            targets: NameTargets::default(),
+            words: Vec::new(),
+            template: TEMPLATES[0],
+            points_seed: None,
+        }
+    }
+
+    /// Teachers and a student that agrees with neither.
+    struct Bench {
+        student: Graph<Tape<Flex>>,
+        teachers: Teachers<Flex>,
+        sam: Graph<Flex>,
+    }
+
+    impl Bench {
+        fn new(recipe: &Recipe) -> Self {
+            let sam = initial::weights(&inventory::sam(&recipe.sam), 1);
+            let clip = initial::weights(&inventory::clip(&clip_config(recipe)), 2);
+            let student: Weights = initial::weights(&inventory::merged(&recipe.merged()), 3);
+            let tokenizer = Tokenizer::shortened(recipe.merges).unwrap();
+            let text = TextBank::new(&clip, recipe.merged(), tokenizer.clone(), FlexDevice);
+            Self {
+                student: Graph::new(&student, FlexDevice),
+                sam: Graph::new(&sam, FlexDevice),
+                teachers: Teachers::new(recipe, sam, &clip, text, tokenizer),
+            }
+        }
+
+        /// Total, L_CLIP and L_SAM of one micro-batch; parts that it does not serve are none.
+        fn loss(&mut self, recipe: &Recipe, micro: MicroBatch) -> (f32, Option<f32>, Option<f32>) {
+            let StepLoss { total, parts } = micro.loss(&self.student, recipe, &mut self.teachers, Some(&self.sam));
+            let part = |name| parts.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+            (self.student.values(&total)[0], part("clip"), part("sam"))
+        }
+    }
+
+    #[test]
+    fn the_total_is_its_share_of_the_parts_by_the_recipes_weights_which_are_the_papers_1_and_10() {
+        let mut recipe = tiny();
+        let mut bench = Bench::new(&recipe);
+        assert_eq!((recipe.losses.clip, recipe.losses.sam), (1.0, 10.0));
+        for [clip_weight, sam_weight] in [[1.0, 10.0], [0.5, 3.0]] {
+            (recipe.losses.clip, recipe.losses.sam) = (clip_weight, sam_weight);
+            for (serves, serves_clip, serves_sam) in [
+                (Serves::Both, true, true),
+                (Serves::Clip, true, false),
+                (Serves::Sam, false, true),
+            ] {
+                let (total, clip, sam) = bench.loss(&recipe, micro(serves, 0.0));
+                assert_eq!((clip.is_some(), sam.is_some()), (serves_clip, serves_sam), "{serves:?}");
+                let (clip, sam) = (clip.unwrap_or(0.0), sam.unwrap_or(0.0));
+                let expected = 0.5 * (clip_weight * clip + sam_weight * sam);
+                assert!(
+                    expected > 0.01 && (total - expected).abs() < 1e-5 * expected,
+                    "{serves:?}: {total} of CLIP {clip} and SAM {sam} by {clip_weight} and {sam_weight}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn l_sam_asks_for_the_sam_teachers_masks_as_far_as_the_labelled_ones_do_not_count() {
+        let mut recipe = tiny();
+        let mut bench = Bench::new(&recipe);
+        let mut sam = |labelled: f32, label: f32| {
+            recipe.losses.labelled = labelled;
+            bench.loss(&recipe, micro(Serves::Sam, label)).2.unwrap()
+        };
+        assert_eq!(sam(0.0, 0.0), sam(0.0, 1.0), "the paper: labels are not asked");
+        assert_ne!(sam(0.5, 0.0), sam(0.5, 1.0));
+        assert_ne!(sam(0.0, 1.0), sam(1.0, 1.0));
+    }
+
+    #[test]
+    fn l_clip_is_the_mean_cosine_distance_to_the_clip_teachers_image_embeddings() {
+        let recipe = tiny();
+        let (mut bench, config) = (Bench::new(&recipe), recipe.merged());
+        let micro = || micro(Serves::Clip, 0.0);
+        let (_, found, _) = bench.loss(&recipe, micro());
+        let graph = &bench.student;
+        let tokens = encoder::tokens(graph, &config.sam, &micro().image(graph));
+        let ours = graph.values(&clip_head::embed(graph, &config, &tokens).1);
+        let theirs = micro().teacher(&recipe, &bench.teachers.clip);
+        let cosines: f32 = ours.iter().zip(&theirs).map(|(a, b)| a * b).sum();
+        let found = found.unwrap();
+        assert!(
+            (found - (1.0 - cosines / 2.0)).abs() < 1e-5,
+            "{found}, cosines {cosines}"
+        );
+    }
+}

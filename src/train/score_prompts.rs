@@ -165,4 +165,32 @@ mod tests {
             assert_eq!((asked.coords, asked.labels), (vec![9.0; 8], vec![1.0; 4]));
         }
     }
+
+    #[test]
+    fn the_sam_teachers_probabilities_are_mixed_into_the_labelled_masks_by_their_shares() {
+        // Two prompts of four cells; of the teacher's four masks the first is the single one.
+        let teacher: Vec<f32> = [[0.0, 3.0_f32.ln(), -(3.0_f32.ln()), 40.0], [-40.0, 40.0, 0.0, 0.0]]
+            .iter()
+            .flat_map(|single| single.iter().copied().chain([9.0; 12]))
+            .collect();
+        let probabilities = [0.5, 0.75, 0.25, 1.0, 0.0, 1.0, 0.5, 0.5];
+        let labels = [1.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0, 0.25];
+        for labelled in [0.0_f32, 0.25, 1.0] {
+            let mut prompts = PromptBatch {
+                per_image: 2,
+                target: labels.to_vec(),
+                counts: vec![1.0; 2],
+                ..PromptBatch::default()
+            };
+            mix_teacher(&mut prompts, &teacher, labelled);
+            for ((found, label), probability) in prompts.target.iter().zip(labels).zip(probabilities) {
+                let expected = labelled * label + (1.0 - labelled) * probability;
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{labelled} labelled: {:?}",
+                    prompts.target
+                );
+            }
+        }
+    }
 }
