@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)] // a panic is how a test fails
 #![cfg(feature = "train")]
 
+mod stops;
+mod study;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -712,6 +715,35 @@ fn import_checks_a_published_checkpoint_and_stores_it() {
         let refused = train(&[&["import", "--sam", &checkpoint], wanted].concat());
         let message = text(&refused.stderr);
         assert!(!refused.status.success() && message.contains(expected), "{message}");
+    }
+}
+
+/// The first step of AdamW moves every weight with a gradient by its learning rate, whatever the gradient.
+#[test]
+fn backbone_and_sam_head_move_at_a_tenth_of_the_rate_in_stage_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    let mut recipe = Recipe::read(&path).unwrap();
+    let distill = &mut recipe.distill;
+    (distill.steps, distill.warmup, distill.learning_rate) = (1, 1, 1e-3);
+    (distill.backbone_rate, recipe.optimizer.weight_decay) = (0.1, 0.0);
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    let output = train(&on_scenes("distill", &path, &out));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let read = |stage: &str| model_weights(weights::read(&out.join(format!("{stage}.safetensors"))).unwrap());
+    let (before, after) = (read("probe"), read("distill"));
+    for (prefix, expected) in [
+        ("clip_head.", 1e-3),
+        ("image_encoder.", 1e-4),
+        ("mask_decoder.", 1e-4),
+        ("prompt_encoder.", 0.0),
+        ("transformer.", 0.0),
+    ] {
+        let names = before.keys().filter(|name| name.starts_with(prefix));
+        let values = names.flat_map(|name| before[name].data.iter().zip(&after[name].data));
+        let moved = values.map(|(before, after)| (after - before).abs()).fold(0.0, f32::max);
+        // Weights near 1 are rounded by 6e-8, 0.06 % of the smaller step.
+        assert!((moved - expected).abs() <= 5e-3 * expected, "{prefix} moves by {moved}");
     }
 }
 
