@@ -151,11 +151,16 @@ impl<B: Kernels> Run<B> {
                 folder.processes.count()
             );
         }
+        // A checkpoint that does not fit is to be known before hours of training.
+        let given = self.clip.as_ref().map(|_| self.clip_teacher()).transpose()?;
         let sam = match (&self.sam, &recipe.teach_sam) {
             (Some(file), _) => import::sam(file, Some(&recipe.sam))?.0,
             (None, stage) => teachers::sam(recipe, trained(stage.as_ref())?, feed, folder)?,
         };
-        let clip = self.clip_teacher()?;
+        let clip = match given {
+            Some(clip) => clip,
+            None => self.clip_teacher()?,
+        };
         let text = TextBank::new(&clip, recipe.merged(), self.tokenizer.clone(), folder.device.clone());
         let student = distill::student(recipe, &sam, &clip);
         let teachers = Teachers::new(recipe, sam, &clip, text, self.tokenizer.clone());

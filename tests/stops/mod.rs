@@ -112,6 +112,10 @@ fn a_teacher_of_other_dimensions_is_refused_by_file_tensor_and_shape() {
         let said = refused(&train(&[&on_scenes("run", &recipe, &out)[..], &[flag, &file]].concat()));
         assert!(said.contains(&format!("{file} does not fit the model")), "{said}");
         assert!(said.contains(expected), "{said}");
+        assert!(
+            !out.join("sam_teacher.safetensors").exists(),
+            "said before a teacher is trained"
+        );
         assert!(!out.join("probe.safetensors").exists() && !out.join("bundle").exists());
     }
 }
