@@ -24,11 +24,15 @@ const COLOURS: [[u8; 3]; 4] = [[230, 60, 60], [60, 120, 230], [60, 180, 90], [23
 
 /// Writes `out/masks.png`: the scene, then the masks of the SAM teacher, of naive distillation and of two-stage.
 pub(super) fn write(out: &Path, trained: &[Trained], data: &Data) -> Result<()> {
-    let with_regions = data.dataset.indices(Split::Validation).into_iter().filter_map(|index| {
-        let sample = data.dataset.get(index).ok()?;
-        (regions(&sample, data.dataset.names()).len() >= 2).then_some(sample)
-    });
-    let scenes: Vec<Sample> = with_regions.take(ROWS).collect();
+    let unseen = || {
+        let indices = data.dataset.indices(Split::Validation).into_iter();
+        indices.filter_map(|index| data.dataset.get(index).ok())
+    };
+    let several = unseen().filter(|sample| regions(sample, data.dataset.names()).len() >= 2);
+    let mut scenes: Vec<Sample> = several.take(ROWS).collect();
+    if scenes.is_empty() {
+        scenes = unseen().take(ROWS).collect();
+    }
     let side = scenes
         .iter()
         .map(|s| s.photo.width.max(s.photo.height))
