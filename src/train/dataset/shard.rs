@@ -283,6 +283,9 @@ pub(super) mod tests {
     use std::io::Cursor;
 
     use image::ImageFormat;
+    use proptest::collection;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
 
     use super::*;
 
@@ -399,5 +402,48 @@ pub(super) mod tests {
         std::fs::remove_file(&path).unwrap();
         let error = size(0).unwrap_err().to_string();
         assert!(error.contains("a.tar: No such file"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn a_damaged_tar_is_an_error_or_samples_that_say_what_is_wrong(
+            damage in collection::vec((any::<Index>(), any::<u8>()), 1..6),
+            keep in any::<Index>(),
+            cut in any::<bool>(),
+        ) {
+            use super::super::ClassNames;
+            let code = br#"{"annotations":[{"segmentation":{"size":[2,2],"counts":"04"}}]}"#;
+            let mut tar = tar_of(&[
+                ("a.jpg", jpeg(4, 4)),
+                ("a.json", br#"{"captions":["a cat"]}"#.to_vec()),
+                ("sa_1.jpg", jpeg(2, 2)),
+                ("sa_1.json", code.to_vec()),
+                ("b.jpg", jpeg(2, 2)),
+                ("b.seg.png", grey_png(2, 2, 3)),
+            ]);
+            for (place, value) in damage {
+                let place = place.index(tar.len());
+                tar[place] = value;
+            }
+            if cut {
+                tar.truncate(keep.index(tar.len()));
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("x.tar");
+            std::fs::write(&path, &tar).unwrap();
+            let read = read_shard_file(&path, |sample| match sample {
+                Ok(sample) => {
+                    if let Err(error) = sample.decode(&ClassNames::default()) {
+                        assert!(error.to_string().starts_with("sample "), "{error}");
+                    }
+                }
+                Err(error) => assert!(error.to_string().contains("x.tar"), "{error}"),
+            });
+            if let Err(error) = read {
+                prop_assert!(error.to_string().contains("x.tar"), "{}", error);
+            }
+        }
     }
 }
