@@ -21,7 +21,8 @@ pub struct Recipe {
     /// Share of drawn scenes among the training samples, 0-1; 1 where no photos are given.
     pub synth_share: f64,
     /// Share of photos without class masks among the photos of stages 1 to 3 and `[finetune]`, 0-1; 0.15 if not given. They are
-    /// most of what the CLIP teacher learnt from, so that a high share holds on to it.
+    /// most of what the CLIP teacher learnt from, so that a high share holds on to it. A SAM batch ([`Separate`]) shows none but those
+    /// with segments, whatever the share.
     #[serde(default = "unlabelled_share", skip_serializing_if = "is_usual_share")]
     pub unlabelled_share: f64,
     /// Departures: how pictures are varied beyond random crops, mirroring and colours.
@@ -225,7 +226,8 @@ impl Stage {
 pub struct Separate {
     /// Sizes of the CLIP batch, one of them drawn for every micro-batch; the paper: 224 and 448 px in stage 2.
     pub clip: Vec<BatchSize>,
-    /// Pictures of the SAM batch, at the model's own size; 0 for none, which is the paper's stage 3.
+    /// Pictures of the SAM batch, of photos with class masks or segments, at the model's own size; 0 for none, which is the
+    /// paper's stage 3.
     pub sam_batch: usize,
 }
 
