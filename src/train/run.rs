@@ -183,7 +183,7 @@ impl<B: Kernels> Run<B> {
     /// # Errors
     /// Of the stages, or of weights that do not fit the recipe.
     pub fn through(&self, stage: StageName) -> Result<Weights> {
-        match stage {
+        let weights = match stage {
             StageName::TeachSam | StageName::TeachClip => self.teachers().map(|(_, student)| student),
             StageName::Probe => self.probe().map(|(_, probed)| probed),
             StageName::Distill => self.distill().map(|(_, distilled)| distilled),
@@ -191,7 +191,12 @@ impl<B: Kernels> Run<B> {
             StageName::Words => self.words(),
             StageName::Finetune => self.finetune(),
             StageName::Sharpen => self.sharpen(),
+        }?;
+        let skipped = self.feed.unreadable();
+        if skipped > 0 {
+            tracing::warn!(skipped, "photos that could not be read gave way to others");
         }
+        Ok(weights)
     }
 
     /// Stage 1, after the teachers.

@@ -179,6 +179,8 @@ fn a_damaged_photo_is_named_with_its_tar_and_the_run_goes_on_without_it() {
     let named =
         |line: &str| line.contains(&keys[1]) && line.contains(tar.to_str().unwrap()) && line.contains("skipped");
     assert!(said.lines().any(named), "{said}");
+    let in_all = "photos that could not be read gave way to others skipped=1";
+    assert!(said.contains(in_all), "{said}");
     assert!(!said.contains(&keys[0]), "the others are whole: {said}");
     Manifest::read(&out.join("bundle")).unwrap();
 }
