@@ -63,9 +63,9 @@ enum Command {
     Study(eval::claims::Options),
     /// Adds fp16 and int8 variants to a bundle, with what they lose; refuses one that loses too much.
     Quantize(quantize::Options),
-    /// Prints the peak memory in MiB of running one encoder; `quantize` asks a child process for it.
+    /// Prints the peak memory in KiB of running graphs; `quantize` and `study` ask a child process for it.
     #[command(hide = true)]
-    PeakMemory(PeakMemoryArguments),
+    PeakMemory(eval::peak_memory::Graphs),
 }
 
 /// Somebody's checkpoints, in the place of teachers that the recipe trains.
@@ -119,19 +119,6 @@ struct SynthArguments {
     /// Seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-}
-
-#[derive(clap::Args)]
-struct PeakMemoryArguments {
-    /// Bundle folder.
-    #[arg(long)]
-    bundle: PathBuf,
-    /// Encoder file.
-    #[arg(long)]
-    encoder: PathBuf,
-    /// On tract.
-    #[arg(long)]
-    tract: bool,
 }
 
 #[derive(clap::Args)]
@@ -340,9 +327,7 @@ fn main() -> Result<()> {
         }
         Command::Quantize(options) => quantize(&options),
         Command::PeakMemory(arguments) => {
-            let bundle = samclip::contract::Manifest::read(&arguments.bundle)?;
-            let peak = quantize::timing::peak_memory(&bundle, &arguments.encoder, arguments.tract, 0)?;
-            println!("{peak}");
+            println!("{}", eval::peak_memory::of_graphs(&arguments)?);
             Ok(())
         }
         Command::Import(arguments) => import(&arguments),

@@ -59,8 +59,11 @@ fn a_study_ends_with_verdicts_figures_plots_and_pictures_and_takes_up_what_was_c
     );
     let variants = figures["variants"].as_array().unwrap();
     let names: Vec<&str> = variants.iter().map(|v| v["name"].as_str().unwrap()).collect();
-    assert_eq!(names.len(), 10);
-    assert_eq!(names[..4], ["untrained", "probed", "two-stage", "repeat"]);
+    assert_eq!(names.len(), 11);
+    assert_eq!(
+        names[..5],
+        ["untrained", "probed", "two-stage", "repeat", "second repeat"]
+    );
     for variant in variants {
         let name = variant["name"].as_str().unwrap();
         assert!(report.contains(&format!("| {name} | ")), "{name}: {report}");
@@ -88,7 +91,10 @@ fn a_study_ends_with_verdicts_figures_plots_and_pictures_and_takes_up_what_was_c
     let sides = [32, 32, 48, 64, 64, 80, 96];
     assert_eq!(places("sizes", "side"), [sides, sides].concat());
     assert_eq!(figures["interpolated"].as_array().unwrap().len(), 11);
-    assert_eq!(figures["comparison"]["probes"].as_array().unwrap().len(), 6);
+    assert_eq!(figures["comparison"]["probes"].as_array().unwrap().len(), 8);
+    let [none, one, two] = [0, 1, 2].map(|i| figures["comparison"]["peak_mib"][i].as_f64().unwrap());
+    assert!(none > 1.0 && one > none && two > none, "{none} {one} {two}");
+    assert!(report.contains("| peak memory above the "), "{report}");
     for plot in ["forgetting", "loss", "wise_ft", "sizes"] {
         let name = format!("drawn_{plot}.svg");
         let svg = std::fs::read_to_string(out.join(&name)).unwrap();

@@ -1,5 +1,7 @@
 //! A CLIP teacher under measurement: its image tower as a graph of the runtime, its text tower from a bundle.
 
+use std::path::PathBuf;
+
 use tempfile::TempDir;
 
 use super::centre_crop::centre_crop;
@@ -68,6 +70,9 @@ pub struct TowerOutput {
     pub tokens: Vec<f32>,
 }
 
+/// File of the image tower.
+const GRAPH: &str = "clip_image.onnx";
+
 /// A CLIP teacher, open.
 pub struct ClipTower {
     /// Head of its column.
@@ -88,7 +93,7 @@ pub struct ClipTower {
     spec: GraphSpec,
     text: Box<dyn TextEncoder>,
     words: Words,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl ClipTower {
@@ -116,7 +121,7 @@ impl ClipTower {
             ],
         };
         let folder = tempfile::tempdir().map_err(EvalError::temporary)?;
-        let path = folder.path().join("clip_image.onnx");
+        let path = folder.path().join(GRAPH);
         let graph = image_graph(config, weights);
         std::fs::write(&path, &graph).map_err(EvalError::temporary)?;
         let engine = runtime::open(bundle, options)?;
@@ -142,8 +147,14 @@ impl ClipTower {
             spec,
             text: engine.text,
             words: Words::new(tokenizer(bundle)?, config.embed_dim),
-            _folder: folder,
+            folder,
         })
+    }
+
+    /// The image tower's graph, with what goes in and out.
+    #[must_use]
+    pub fn graph(&self) -> (PathBuf, &GraphSpec) {
+        (self.folder.path().join(GRAPH), &self.spec)
     }
 
     /// Runs the image tower on one region of a photo, stretched to the tower's square as in training.

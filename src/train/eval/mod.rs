@@ -10,6 +10,7 @@ pub mod clip_tower;
 pub mod instance;
 pub mod options;
 pub mod pair;
+pub mod peak_memory;
 pub mod presence;
 pub mod probing;
 mod protocol;

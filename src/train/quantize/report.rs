@@ -136,7 +136,7 @@ impl Report {
         }
         out.push_str("\n| encoder | back end | load / fp32 | run / fp32 | peak MiB |\n|---|---|---|---|---|\n");
         for t in &self.timings {
-            let peak = t.peak_mib.map_or("-".into(), |p| p.to_string());
+            let peak = t.peak_mib.map_or("-".into(), |peak| format!("{peak:.0}"));
             let _ = writeln!(
                 out,
                 "| {} | {} | {:.2} | {:.2} | {peak} |",

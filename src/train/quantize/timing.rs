@@ -2,16 +2,15 @@
 //!
 //! Files take turns in one process, so that a busy machine slows all of them: run by run while they are small, a few
 //! rounds of open, run and close for full-size ones, two of which do not fit memory. The figure is the median of the
-//! ratios of neighbouring measurements. Peak memory is that of a child process of
-//! this program that opens one encoder and runs it once (`VmHWM`).
+//! ratios of neighbouring measurements. Peak memory is that of a child ([`peak_memory`]).
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::QuantizeError;
 use super::session::Runner;
 use crate::contract::{Bundle, Compute, GraphKind};
+use crate::train::eval::peak_memory;
 use crate::vision::features::Features;
 
 /// Runs of one round go on until this long, or [`RUNS`].
@@ -46,7 +45,7 @@ pub struct Timing {
     /// Run time over the first variant's.
     pub run: f64,
     /// Peak resident size of a process that runs the encoder, MiB; `None` if the child did not say.
-    pub peak_mib: Option<u64>,
+    pub peak_mib: Option<f64>,
 }
 
 /// Times every file on one back end; the first is the yardstick.
@@ -72,12 +71,13 @@ pub fn compare(runner: &Runner, bundle: &Bundle, files: &[Timed], rounds: usize)
             turns(runner, bundle, std::slice::from_ref(file), &image, times)?;
         }
     }
+    let spec = bundle.manifest.graph_spec(GraphKind::Encoder);
     let rows = files.iter().zip(&times).map(|(file, (loads, runs))| Timing {
         name: file.name.clone(),
         backend: runner.name,
         load: median_ratio(loads, &times[0].0),
         run: median_ratio(runs, &times[0].1),
-        peak_mib: peak_of_child(runner, bundle, &file.path),
+        peak_mib: peak_memory::of_child(&[(&file.path, &spec)], runner.is_ort()),
     });
     Ok(rows.collect())
 }
@@ -122,50 +122,4 @@ fn median_ratio(values: &[f64], yardstick: &[f64]) -> f64 {
     let mut ratios: Vec<f64> = values.iter().zip(yardstick).map(|(v, y)| v / y).collect();
     ratios.sort_by(f64::total_cmp);
     ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn peak_of_child(runner: &Runner, bundle: &Bundle, encoder: &Path) -> Option<u64> {
-    let program = std::env::current_exe().ok()?;
-    let mut command = Command::new(program);
-    command.arg("peak-memory").arg("--bundle").arg(&bundle.dir);
-    command.arg("--encoder").arg(encoder);
-    if !runner.is_ort() {
-        command.arg("--tract");
-    }
-    let output = command.output().ok()?;
-    if !output.status.success() {
-        tracing::warn!(message = %String::from_utf8_lossy(&output.stderr), "peak memory not measured");
-    }
-    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
-}
-
-/// Opens one encoder, runs it once and returns this process's peak resident size in MiB: the child of [`compare`].
-///
-/// # Errors
-/// [`QuantizeError`] if the graph does not run; [`QuantizeError::Io`] where `/proc` does not tell.
-pub fn peak_memory(bundle: &Bundle, encoder: &Path, tract: bool, threads: usize) -> Result<u64, QuantizeError> {
-    let spec = bundle.manifest.graph_spec(GraphKind::Encoder);
-    let runner = if tract {
-        Runner::on_tract(threads)
-    } else {
-        let probe = bundle.graph_path(GraphKind::MaskDecoder, None)?;
-        Runner::choose(&probe, &bundle.manifest.graph_spec(GraphKind::MaskDecoder), threads)?
-    };
-    let mut engine = runner.engine(bundle, &[(GraphKind::Encoder, encoder.into())])?;
-    let image = vec![0.0; spec.inputs.iter().map(|i| i.elements()).sum()];
-    engine.encoder.encode(&image, &mut Features::default())?;
-    own_peak()
-}
-
-/// Peak resident size of this process so far, MiB.
-///
-/// # Errors
-/// [`QuantizeError::Io`] where `/proc` does not tell.
-pub fn own_peak() -> Result<u64, QuantizeError> {
-    let path = Path::new("/proc/self/status");
-    let status = std::fs::read_to_string(path).map_err(QuantizeError::io(path))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    let missing = || std::io::Error::other("holds no VmHWM line");
-    Ok(kib.ok_or_else(missing).map_err(QuantizeError::io(path))? / 1024)
 }

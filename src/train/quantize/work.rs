@@ -19,6 +19,7 @@ use super::{formats, gate};
 use crate::contract::{Bundle, BundleError, Compute, GraphKind, Manifest, Measured, Precision};
 use crate::runtime::RuntimeError;
 use crate::train::eval::EvalError;
+use crate::train::eval::peak_memory;
 use crate::vision::query::QueryError;
 
 /// One run's inputs.
@@ -95,7 +96,7 @@ impl Work<'_> {
             };
             report.rows.push(row);
         }
-        report.peak_mib = timing::own_peak().ok();
+        report.peak_mib = peak_memory::own().ok().map(|kib| kib / 1024);
         // The variants are written by now: timings that fail must not cost the report.
         match self.timings(&manifest) {
             Ok(timings) => report.timings = timings,

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 use super::super::clip_tower::{ClipTower, WholePhoto};
+use super::super::peak_memory;
 use super::super::probing::{Examples, Features, Source, probe};
 use super::super::protocol::Protocol;
 use super::super::speed::medians_ms;
@@ -41,20 +42,21 @@ pub(super) struct Comparison {
     pub(super) probes: Vec<(&'static str, f64)>,
     /// Files in MB: merged encoder; SAM encoder and CLIP image tower.
     pub(super) megabytes: [f64; 2],
+    /// Peak resident size of a process that holds and runs the encoders, MiB: none; merged; SAM and CLIP. Absent where no child
+    /// could be asked.
+    pub(super) peak_mib: Option<[f64; 3]>,
 }
 
-/// Names of the probed features: the teachers', the merged model's, and the merged model's with another seed.
+/// Names of the probed features: the teachers', and the merged model's with each seed, in the order of [`SEEDS`](super::SEEDS).
 pub(super) const TEACHERS: [&str; 2] = ["SAM teacher, neck", "CLIP teacher, tokens"];
-pub(super) const MERGED: [&str; 2] = ["two-stage, neck", "two-stage, CLIP head"];
-pub(super) const REPEATED: [&str; 2] = ["repeat, neck", "repeat, CLIP head"];
+pub(super) const MERGED: [[&str; 2]; 3] = [
+    ["two-stage, neck", "two-stage, CLIP head"],
+    ["repeat, neck", "repeat, CLIP head"],
+    ["second repeat, neck", "second repeat, CLIP head"],
+];
 
-/// Measures costs on the first validation sample, probes on all; `repeated` is `merged` trained with another seed.
-pub(super) fn compare(
-    recipe: &Recipe,
-    made: &Made,
-    (merged, repeated): (&Weights, &Weights),
-    data: &Data,
-) -> Result<Comparison> {
+/// Measures costs on the first validation sample, probes on all; `merged` are trained with three seeds.
+pub(super) fn compare(recipe: &Recipe, made: &Made, merged: [&Weights; 3], data: &Data) -> Result<Comparison> {
     let index = data.dataset.indices(Split::Validation).first().copied();
     let sample = data.dataset.get(index.context("no validation sample")?)?;
     let side = recipe.sam.image_size;
@@ -67,7 +69,7 @@ pub(super) fn compare(
         side,
         data,
     )?;
-    let mut student = open_at(recipe, merged, side, data)?;
+    let mut student = open_at(recipe, merged[0], side, data)?;
     let config = clip_config(recipe);
     let mut clip = ClipTower::open(
         "CLIP",
@@ -85,6 +87,20 @@ pub(super) fn compare(
             .graph_path(GraphKind::Encoder, Some(&model.engine.precision))
     };
     let megabytes = [bytes(&path(&student)?)?, bytes(&path(&sam)?)? + clip.bytes as f64 / 1e6];
+    let ort = student.engine.provider.starts_with("ort");
+    let spec = |model: &super::super::segmenter::Segmenter| model.bundle.manifest.graph_spec(GraphKind::Encoder);
+    let (student_path, sam_path, (clip_path, clip_spec)) = (path(&student)?, path(&sam)?, clip.graph());
+    let (student_spec, sam_spec) = (spec(&student), spec(&sam));
+    let peaks = [
+        &[][..],
+        &[(student_path.as_path(), &student_spec)],
+        &[(sam_path.as_path(), &sam_spec), (clip_path.as_path(), clip_spec)],
+    ]
+    .map(|graphs| peak_memory::of_child(graphs, ort));
+    let peak_mib = match peaks {
+        [Some(none), Some(one), Some(two)] => Some([none, one, two]),
+        _ => None,
+    };
     let whole = Region::whole(&sample.photo);
     let [merged_ms, sam_ms, clip_ms] = medians_ms([
         &mut || student.encode(&sample).map(drop),
@@ -99,7 +115,10 @@ pub(super) fn compare(
         );
     };
     let tower = cost::image_tower(&config);
-    let mut again = open_at(recipe, repeated, side, data)?;
+    let (mut again, mut thrice) = (
+        open_at(recipe, merged[1], side, data)?,
+        open_at(recipe, merged[2], side, data)?,
+    );
     let mut probes = Vec::new();
     let examples = Examples::tenths(&data.dataset, data.limit, Protocol::Open);
     let mut add = |name, features: &mut dyn Features| -> Result<()> {
@@ -111,7 +130,7 @@ pub(super) fn compare(
     };
     add(TEACHERS[0], &mut Source::Neck(&mut sam))?;
     add(TEACHERS[1], &mut clip)?;
-    for (names, model) in [(MERGED, &mut student), (REPEATED, &mut again)] {
+    for (names, model) in MERGED.into_iter().zip([&mut student, &mut again, &mut thrice]) {
         add(names[0], &mut Source::Neck(model))?;
         add(names[1], &mut Source::ClipHead(model))?;
     }
@@ -133,5 +152,6 @@ pub(super) fn compare(
         .map(millions),
         probes,
         megabytes,
+        peak_mib,
     })
 }

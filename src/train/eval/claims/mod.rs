@@ -1,8 +1,8 @@
 //! `train study`: the paper's claims, tested at small scale.
 //!
 //! One small recipe is trained in the ways that the paper compares, on drawn scenes and, if there are any, on photos:
-//! [`variants`] lists them. Every result is measured the same way ([`figures`]); what two runs that differ in their seed alone are
-//! apart is the noise that an effect has to exceed ([`verdict`]). [`report`] writes it all down. A stopped study goes
+//! [`variants`] lists them. Every result is measured the same way ([`figures`]); what three runs that differ in their seed alone are
+//! apart at most is the noise that an effect has to exceed ([`verdict`]). [`report`] writes it all down. A stopped study goes
 //! on where it was: every variant is a run with checkpoints.
 
 mod comparison;
@@ -49,6 +49,9 @@ pub struct Options {
     #[arg(long, default_value_t = 1500)]
     pub scenes: u64,
 }
+
+/// The variants that differ in their seed alone: the paper's training, and the noise.
+const SEEDS: [&str; 3] = ["two-stage", "repeat", "second repeat"];
 
 /// One data set of the study.
 struct Source {
@@ -131,7 +134,7 @@ fn study(recipe: &Recipe, source: Source, options: &Options) -> Result<Results> 
     for name in ["two-stage", "all sizes"] {
         sizes.extend(figures::at_sizes(name, recipe, &find(name).weights, &data)?);
     }
-    let merged = (&find("two-stage").weights, &find("repeat").weights);
+    let merged = SEEDS.map(|name| &find(name).weights);
     let comparison = comparison::compare(recipe, &teachers, merged, &data)?;
     if name == "drawn" {
         pictures::write(&options.out, &trained, &data)?;

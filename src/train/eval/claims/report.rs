@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::plot::{Line, draw};
 use super::verdict::{self, Verdict};
-use super::{Options, Results};
+use super::{Options, Results, SEEDS};
 use crate::train::recipe::Recipe;
 
 /// Writes `report.md`, `figures.json` and the plots; returns the report's path.
@@ -50,7 +50,7 @@ fn head(recipe: &Recipe, options: &Options) -> String {
          and {} (CLIP) steps, trained on the same data. The paper's models are 26 times as wide and saw 41 million pictures: \
          what holds here may fail there, and the other way round. Where an effect is not shown, the runs may have \
          been too short to show it.\n\n\
-         An effect counts if it exceeds twice the difference of two runs that differ in their seed alone, and half a point. \
+         An effect counts if it exceeds twice the noise, the largest difference of three runs that differ in their seed alone, and half a point. \
          All figures are of the validation split (one tenth by hash of the key), at most {} samples per measurement, and in \
          percent where no unit is given.\n\n",
         options.recipe.display(),
@@ -122,9 +122,17 @@ fn section(results: &Results, verdicts: &[Verdict]) -> String {
     }
     out.push_str(&format!(
         "| parameters, million | {:.2} | {:.2} |\n| file, MB | {:.2} | {:.2} |\n\
-         | multiply-accumulates, million | {:.0} | {:.0} + K × {:.0} |\n\n",
+         | multiply-accumulates, million | {:.0} | {:.0} + K × {:.0} |\n",
         c.parameters[0], c.parameters[1], c.megabytes[0], c.megabytes[1], c.mmac[0], c.mmac[1], c.mmac[2]
     ));
+    if let Some([none, one, two]) = c.peak_mib {
+        out.push_str(&format!(
+            "| peak memory above the {none:.0} MiB of a process without a model, MiB | {:.1} | {:.1} |\n",
+            one - none,
+            two - none
+        ));
+    }
+    out.push('\n');
     for (name, what) in PLOTS {
         out.push_str(&format!("![{what}]({}_{name}.svg)\n\n", results.source));
     }
@@ -181,7 +189,7 @@ fn plots(options: &Options, results: &Results) -> Result<()> {
             .map(|(_, f)| (f.boxes, f.understanding))
             .collect(),
     }];
-    for name in ["two-stage", "repeat"] {
+    for name in SEEDS {
         let found = results.variants.iter().filter(|v| v.name == name);
         // A short dash: a line of one point is invisible.
         points.extend(found.map(|v| {

@@ -46,7 +46,7 @@ enum Stages {
     DistillProbed,
 }
 
-const VARIANTS: [Variant; 10] = [
+const VARIANTS: [Variant; 11] = [
     Variant {
         name: "untrained",
         folder: "untrained",
@@ -73,6 +73,13 @@ const VARIANTS: [Variant; 10] = [
         folder: "repeat",
         what: "two-stage with another seed: the noise",
         change: |recipe| recipe.seed += 1,
+        stages: Stages::Both,
+    },
+    Variant {
+        name: "second repeat",
+        folder: "second-repeat",
+        what: "two-stage with a third seed: the noise",
+        change: |recipe| recipe.seed += 2,
         stages: Stages::Both,
     },
     Variant {
