@@ -58,13 +58,16 @@ class Encoder(nn.Module):
 def main():
     torch.set_num_threads(int(sys.argv[1]))
     torch.manual_seed(1)
+    rounded = sys.argv[2] == "bf16"
     model = Encoder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
     image = torch.sin(torch.arange(BATCH * 3 * SIDE * SIDE) * 0.37).reshape(BATCH, 3, SIDE, SIDE)
     for _ in sys.stdin:
         started = time.perf_counter()
         optimizer.zero_grad()
-        model(image).square().mean().backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            out = model(image)
+        out.float().square().mean().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         print(1e3 * (time.perf_counter() - started), flush=True)

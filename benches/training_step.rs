@@ -1,8 +1,8 @@
 //! A training step here and in PyTorch, alternately in one run: `cargo bench --features train --bench training_step`.
 //!
 //! The step is forward, backward and AdamW of SAM's image encoder at 256 px: 6 blocks of width 192, global attention, neck of
-//! 64 channels, batch 8, mean square of the output as loss. With `--features train-vulkan` the same step runs on the first
-//! GPU too. PyTorch runs `training_step.py` beside this file if
+//! 64 channels, batch 8, mean square of the output as loss, in fp32 and in bf16 (autocast in PyTorch). With `--features train-vulkan`
+//! the same step runs on the first GPU too, in fp32 and in fp16 where it has that. PyTorch runs `training_step.py` beside this file if
 //! `SAMCLIP_TORCH_PYTHON` names a Python that has torch, with as many threads as this process has.
 #![allow(clippy::unwrap_used)] // a panic is how a benchmark fails
 
@@ -16,6 +16,7 @@ use samclip::train::kernels::Kernels;
 use samclip::train::model::{SamConfig, encoder, inventory};
 use samclip::train::ops::Ops as _;
 use samclip::train::optimizer::{AdamW, AdamWConfig};
+use samclip::train::precision::Precision;
 use samclip::train::session::{StepLoss, gradients};
 
 const BATCH: usize = 8;
@@ -37,8 +38,8 @@ fn config() -> SamConfig {
     }
 }
 
-/// Steps on `device`, one per call; each returns its milliseconds.
-fn stepper<B: Kernels>(device: B::Device) -> impl FnMut() -> f64 {
+/// Steps on `device` in `precision`, one per call; each returns its milliseconds.
+fn stepper<B: Kernels>(device: B::Device, precision: Precision) -> impl FnMut() -> f64 {
     let config = config();
     let mut weights = initial::weights(&inventory::sam(&config), 1);
     let pixels: Vec<f32> = (0..BATCH * 3 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -46,7 +47,7 @@ fn stepper<B: Kernels>(device: B::Device) -> impl FnMut() -> f64 {
     let encoder_only = |name: &str| f32::from(u8::from(name.starts_with("image_encoder.")));
     move || {
         let started = Instant::now();
-        let (_, _, gradients) = gradients::<B>(&weights, &device, encoder_only, |graph| {
+        let (_, _, gradients) = gradients::<B>(&weights, &device, precision, encoder_only, |graph| {
             let image = graph.input(pixels.clone(), &[BATCH, 3, SIDE, SIDE]);
             let out = encoder::neck(graph, &config, &encoder::tokens(graph, &config, &image));
             let values: usize = graph.shape(&out).iter().product();
@@ -69,12 +70,12 @@ struct Torch {
 }
 
 impl Torch {
-    fn start() -> Option<Self> {
+    fn start(precision: Precision) -> Option<Self> {
         let python = std::env::var("SAMCLIP_TORCH_PYTHON").ok()?;
         let threads = std::thread::available_parallelism().unwrap().to_string();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/training_step.py");
         let mut child = Command::new(python)
-            .args([script, &threads])
+            .args([script, &threads, &precision.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -126,37 +127,63 @@ fn measure_gpu(ours: f64) {
         Ok(device) => device,
         Err(error) => return println!("GPU: not measured, {error}"),
     };
-    let mut next = stepper::<Gpu>(device);
-    // The first steps compile kernels.
-    (0..3).for_each(|_| _ = next());
-    let mut times: Vec<f64> = (0..ROUNDS).map(|_| next()).collect();
-    let gpu = median(&mut times);
-    println!("GPU      {gpu:8.1} ms per step, {:.2} of the time here", gpu / ours);
+    for precision in [Precision::Fp32, Precision::Fp16] {
+        if let Err(error) = precision.check::<Gpu>(&device) {
+            println!("GPU in {precision}: not measured, {error}");
+            continue;
+        }
+        let mut next = stepper::<Gpu>(device.clone(), precision);
+        // The first steps compile kernels.
+        (0..3).for_each(|_| _ = next());
+        let mut times: Vec<f64> = (0..ROUNDS).map(|_| next()).collect();
+        let gpu = median(&mut times);
+        println!(
+            "GPU, {precision}     {gpu:8.1} ms per step, {:.2} of the time here in fp32",
+            gpu / ours
+        );
+    }
 }
 
 fn main() {
-    let mut torch = Torch::start();
-    let mut next = stepper::<Flex>(FlexDevice);
-    next();
-    torch.as_mut().map(Torch::step);
-    let (mut here, mut there) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        here.push(next());
-        there.extend(torch.as_mut().map(Torch::step));
-    }
-    let ours = median(&mut here);
-    println!(
-        "here     {ours:8.1} ms per step, median of {ROUNDS}, peak {:.0} MiB",
-        peak_mib(std::process::id())
-    );
-    match &torch {
-        Some(torch) => {
-            let theirs = median(&mut there);
-            println!("PyTorch  {theirs:8.1} ms per step, peak {:.0} MiB", torch.peak_mib());
-            println!("ratio    {:8.2}", ours / theirs);
+    let precisions = [Precision::Fp32, Precision::Bf16];
+    let mut torch = precisions.map(Torch::start);
+    let mut peaks = Vec::new();
+    let mut here = precisions.map(|precision| {
+        let mut next = stepper::<Flex>(FlexDevice, precision);
+        next();
+        // Of the later ones, with what the earlier ones hold.
+        peaks.push(peak_mib(std::process::id()));
+        (next, Vec::new())
+    });
+    let mut there = precisions.map(|_| Vec::new());
+    for round in 0..=ROUNDS {
+        for ((next, times), (torch, theirs)) in here.iter_mut().zip(torch.iter_mut().zip(&mut there)) {
+            let (ours, torch) = (next(), torch.as_mut().map(Torch::step));
+            // The first step does not count.
+            if round > 0 {
+                times.push(ours);
+                theirs.extend(torch);
+            }
         }
-        None => println!("PyTorch: not measured, SAMCLIP_TORCH_PYTHON is not set"),
+    }
+    let here = here.map(|(_, mut times)| median(&mut times));
+    for (i, precision) in precisions.into_iter().enumerate() {
+        println!(
+            "here, {precision}    {:8.1} ms per step, median of {ROUNDS}, peak {:.0} MiB",
+            here[i], peaks[i]
+        );
+        if let Some(torch) = &torch[i] {
+            let theirs = median(&mut there[i]);
+            println!(
+                "PyTorch, {precision} {theirs:8.1} ms per step, ratio {:.2}, peak {:.0} MiB",
+                here[i] / theirs,
+                torch.peak_mib()
+            );
+        }
+    }
+    if torch[0].is_none() {
+        println!("PyTorch: not measured, SAMCLIP_TORCH_PYTHON is not set");
     }
     #[cfg(feature = "train-vulkan")]
-    measure_gpu(ours);
+    measure_gpu(here[0]);
 }

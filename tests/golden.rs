@@ -23,6 +23,8 @@ use samclip::train::model::{
 };
 use samclip::train::onnx::{Recorder, Storage};
 use samclip::train::ops::Ops;
+use samclip::train::optimizer::Gradients;
+use samclip::train::precision::Precision;
 use samclip::train::session::{self, StepLoss, Tape};
 use samclip::train::weights::{self, Values, Weights};
 use samclip::train::{initial, loss};
@@ -571,23 +573,94 @@ fn a_gpu_computes_the_loss_and_the_gradients_of_the_processor() {
 
     let (config, weights) = small_model();
     let device = gpu::open_software().unwrap();
-    let (expected, _, processor) =
-        session::gradients::<Flex>(&weights, &FlexDevice, |_| 1.0, |graph| objective(graph, &config));
-    let (found, _, gpu) = session::gradients::<Gpu>(&weights, &device, |_| 1.0, |graph| objective(graph, &config));
-    assert!((found - expected).abs() < 1e-5 * expected.abs(), "{found} {expected}");
-    assert!(processor.len() > 50, "{}", processor.len());
-    assert_eq!(gpu.keys().collect::<Vec<_>>(), processor.keys().collect::<Vec<_>>());
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
-    let whole = norm(&mut processor.values().flatten().copied());
-    for (name, expected) in &processor {
-        let apart = norm(&mut gpu[name].iter().zip(expected).map(|(a, b)| a - b));
-        let length = norm(&mut expected.iter().copied());
+    let processor = of::<Flex>(&weights, &config, &FlexDevice, Precision::Fp32, 1.0);
+    let found = of::<Gpu>(&weights, &config, &device, Precision::Fp32, 1.0);
+    assert!(
+        (found.0 - processor.0).abs() < 1e-5 * processor.0.abs(),
+        "{} {}",
+        found.0,
+        processor.0
+    );
+    assert_gradients(&found.1, &processor.1, 1e-4, 1e-6);
+}
+
+/// Value and gradients of `scale` times the objective, by all weights.
+fn of<B: Kernels>(
+    weights: &Weights,
+    config: &MergedConfig,
+    device: &B::Device,
+    precision: Precision,
+    scale: f32,
+) -> (f32, Gradients) {
+    let (value, _, gradients) = session::gradients::<B>(
+        weights,
+        device,
+        precision,
+        |_| 1.0,
+        |graph| {
+            let loss = objective(graph, config);
+            StepLoss {
+                total: graph.scale(&loss.total, scale),
+                ..loss
+            }
+        },
+    );
+    (value, gradients)
+}
+
+fn norm(values: impl Iterator<Item = f32>) -> f32 {
+    values.map(|v| v * v).sum::<f32>().sqrt()
+}
+
+/// Every gradient is `relative` of its length away at most, and `absolute` of the length of all.
+fn assert_gradients(found: &Gradients, expected: &Gradients, relative: f32, absolute: f32) {
+    assert!(expected.len() > 50, "{}", expected.len());
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    let whole = norm(expected.values().flatten().copied());
+    for (name, expected) in expected {
+        let apart = norm(found[name].iter().zip(expected).map(|(a, b)| a - b));
+        let length = norm(expected.iter().copied());
         // The bias of keys cancels in the softmax: its gradient is rounding alone.
         assert!(
-            apart <= 1e-4 * length + 1e-6 * whole,
+            apart <= relative * length + absolute * whole,
             "{name}: {apart} of {length}, all {whole}"
         );
     }
+}
+
+/// How far all gradients together are from `expected`, of its length.
+fn distance(found: &Gradients, expected: &Gradients) -> f32 {
+    let pairs = expected
+        .iter()
+        .flat_map(|(name, values)| found[name].iter().zip(values));
+    norm(pairs.map(|(a, b)| a - b)) / norm(expected.values().flatten().copied())
+}
+
+/// Rounded factors change gradients a little, and as little those of a loss that is a million times smaller.
+fn assert_rounded<B: Kernels>(device: &B::Device, precision: Precision, least: f32, most: f32) {
+    let (config, weights) = small_model();
+    for scale in [1.0, 1e-6] {
+        let (expected, full) = of::<Flex>(&weights, &config, &FlexDevice, Precision::Fp32, scale);
+        let (found, rounded) = of::<B>(&weights, &config, device, precision, scale);
+        assert!((found - expected).abs() < most * expected.abs(), "{found} {expected}");
+        let apart = distance(&rounded, &full);
+        println!("golden | gradients in {precision}, loss times {scale:e} | against fp32 | {apart:.1e}");
+        assert!((least..most).contains(&apart), "loss times {scale:e}: {apart:e}");
+        assert_gradients(&rounded, &full, 10.0 * most, most);
+    }
+}
+
+#[test]
+fn bf16_gradients_are_those_of_fp32_but_for_rounding() {
+    assert_rounded::<Flex>(&FlexDevice, Precision::Bf16, 5e-4, 4e-2);
+}
+
+#[cfg(feature = "train-vulkan")]
+#[test]
+fn fp16_gradients_of_a_gpu_are_those_of_fp32_but_for_rounding() {
+    use samclip::train::device::gpu::{self, Gpu};
+
+    assert_rounded::<Gpu>(&gpu::open_software().unwrap(), Precision::Fp16, 5e-4, 5e-3);
 }
 
 #[test]
@@ -606,6 +679,7 @@ fn gradients_agree_with_finite_differences() {
     let (_, _, gradients) = session::gradients::<Flex>(
         &weights,
         &FlexDevice,
+        Precision::Fp32,
         |name| f32::from(u8::from(used(name))),
         |graph| objective(graph, &config),
     );
@@ -621,8 +695,9 @@ fn gradients_agree_with_finite_differences() {
             data.iter_mut()
                 .zip(gradient)
                 .for_each(|(w, g)| *w += sign * step * g.signum());
+            let fp32 = Precision::Fp32;
             let (value, _, _) =
-                session::gradients::<Flex>(&weights, &FlexDevice, |_| 0.0, |graph| objective(graph, &config));
+                session::gradients::<Flex>(&weights, &FlexDevice, fp32, |_| 0.0, |graph| objective(graph, &config));
             weights.get_mut(&name).unwrap().data = saved;
             value
         };

@@ -12,6 +12,7 @@ use samclip::contract::Manifest;
 use samclip::runtime::{self, Backend, RuntimeOptions};
 use samclip::train::autodiff::Graph;
 use samclip::train::model::encode;
+use samclip::train::precision::Precision;
 use samclip::train::recipe::{BatchSize, Finetune, Recipe, Separate, Sharpen, Watch};
 use samclip::train::session::model_weights;
 use samclip::train::weights::{self, Weights};
@@ -879,20 +880,79 @@ mod several_processes {
     }
 }
 
+/// The losses of a stage's curve.
+fn losses(out: &Path, stage: &str) -> Vec<(String, f32)> {
+    let curve = std::fs::read_to_string(out.join(format!("{stage}.curve.csv"))).unwrap();
+    let lines = curve.lines().skip(1).map(|line| {
+        let fields: Vec<&str> = line.split(',').collect();
+        (fields[1].to_owned(), fields[2].parse().unwrap())
+    });
+    lines.collect()
+}
+
+#[test]
+fn a_run_in_bf16_loses_about_what_one_in_fp32_loses() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(folder.path());
+    let run = |precision| {
+        let mut changed = Recipe::read(&recipe).unwrap();
+        changed.precision = precision;
+        std::fs::write(&recipe, toml::to_string(&changed).unwrap()).unwrap();
+        let out = folder.path().join(precision.to_string());
+        let output = train(&on_scenes("run", &recipe, &out));
+        assert!(output.status.success(), "{precision}: {}", text(&output.stderr));
+        Manifest::read(&out.join("bundle")).unwrap();
+        out
+    };
+    let [full, rounded] = [Precision::Fp32, Precision::Bf16].map(run);
+    for stage in ["sam_teacher", "clip_teacher", "probe", "distill", "adapt", "words"] {
+        let (expected, found) = (losses(&full, stage), losses(&rounded, stage));
+        assert_eq!(expected.len(), found.len(), "{stage}");
+        assert_ne!(expected, found, "{stage}: the same to the last digit");
+        for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+            assert!(
+                (expected - found).abs() < 0.1 * expected.abs() + 0.02,
+                "{stage}, {name}: {found} in bf16, {expected} in fp32"
+            );
+        }
+    }
+    // What was begun in one precision does not go on in another.
+    let output = train(&on_scenes("run", &recipe, &full));
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("precision"), "{said}");
+}
+
+#[test]
+fn a_device_refuses_a_precision_that_it_lacks_before_anything_is_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(folder.path());
+    let whole = std::fs::read_to_string(&recipe).unwrap();
+    let mut cases = vec![("cpu", "fp16", "found \"fp16\", expected fp32 or bf16")];
+    if cfg!(feature = "train-vulkan") {
+        cases.push(("gpu:software", "bf16", "found \"bf16\", expected fp32 or fp16"));
+    }
+    cases.push((
+        "cpu",
+        "int8",
+        "unknown variant `int8`, expected one of `fp32`, `bf16`, `fp16`",
+    ));
+    for (device, precision, expected) in cases {
+        std::fs::write(&recipe, format!("precision = \"{precision}\"\n{whole}")).unwrap();
+        let out = folder.path().join("run");
+        let output = train_on(device, "run", &recipe, &out);
+        let said = text(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains(expected) && !said.contains("panicked"),
+            "{said}"
+        );
+        assert!(!out.exists(), "{device}, {precision}: nothing was begun");
+    }
+}
+
 /// The backend that trains on GPUs, by a Vulkan driver that computes on the processor.
 #[cfg(feature = "train-vulkan")]
 mod on_a_gpu {
     use super::*;
-
-    /// The losses of a stage's curve.
-    fn losses(out: &Path, stage: &str) -> Vec<(String, f32)> {
-        let curve = std::fs::read_to_string(out.join(format!("{stage}.curve.csv"))).unwrap();
-        let lines = curve.lines().skip(1).map(|line| {
-            let fields: Vec<&str> = line.split(',').collect();
-            (fields[1].to_owned(), fields[2].parse().unwrap())
-        });
-        lines.collect()
-    }
 
     #[test]
     fn a_run_on_a_gpu_loses_what_one_on_the_processor_loses_and_ends_with_a_bundle() {

@@ -10,11 +10,13 @@ use burn_backend::{Backend, Shape, Slice, TensorData, TensorMetadata, read_sync}
 
 use crate::train::kernels::{ConvGeometry, Kernels};
 use crate::train::ops::{Conv, Ops};
+use crate::train::precision::Precision;
 use crate::train::weights::{Values, Weights};
 
 /// Values on a device, by weight name; the interpreter of one forward pass.
 pub struct Graph<B: Backend> {
     device: B::Device,
+    precision: Precision,
     parameters: BTreeMap<String, FloatTensor<B>>,
 }
 
@@ -42,20 +44,31 @@ impl TokenBatch {
 }
 
 impl<B: Kernels> Graph<B> {
-    /// An interpreter holding `weights`, without gradients.
+    /// An interpreter holding `weights`, without gradients, in fp32.
     #[must_use]
     pub fn new(weights: &Weights, device: B::Device) -> Self {
         let parameters = weights
             .iter()
             .map(|(name, v)| (name.clone(), Self::upload(&device, v)))
             .collect();
-        Self { device, parameters }
+        Self::from_parameters(parameters, device)
     }
 
-    /// An interpreter over tensors that are already on the device.
+    /// An interpreter over tensors that are already on the device, in fp32.
     #[must_use]
     pub fn from_parameters(parameters: BTreeMap<String, FloatTensor<B>>, device: B::Device) -> Self {
-        Self { device, parameters }
+        Self {
+            device,
+            precision: Precision::Fp32,
+            parameters,
+        }
+    }
+
+    /// The same with linear layers, convolutions and attention in `precision`, which the device has to have
+    /// ([`Precision::check`]).
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     fn upload(device: &B::Device, values: &Values) -> FloatTensor<B> {
@@ -150,7 +163,7 @@ impl<B: Kernels> Ops for Graph<B> {
         let inner = dims[dims.len() - 1];
         let rows = dims.iter().product::<usize>() / inner;
         let flat = B::float_reshape(x.clone(), shape(&[rows, inner]));
-        let y = B::affine(flat, weight.clone(), bias.cloned());
+        let y = B::affine(flat, weight.clone(), bias.cloned(), self.precision);
         *dims.last_mut().expect("x has an axis") = out;
         B::float_reshape(y, shape(&dims))
     }
@@ -187,7 +200,7 @@ impl<B: Kernels> Ops for Graph<B> {
             stride,
             padding,
         };
-        B::convolution(x.clone(), weight, bias, geometry)
+        B::convolution(x.clone(), weight, bias, geometry, self.precision)
     }
 
     fn self_attention(&self, qkv: &Self::Tensor, heads: usize, mask: Option<&Self::Tensor>) -> Self::Tensor {
@@ -195,13 +208,13 @@ impl<B: Kernels> Ops for Graph<B> {
         let (batch, three) = (dims[0], dims[dims.len() - 1]);
         let tokens = dims.iter().product::<usize>() / (batch * three);
         let packed = B::float_reshape(qkv.clone(), shape(&[batch, tokens, three]));
-        let out = B::self_attention(packed, mask.cloned(), heads);
+        let out = B::self_attention(packed, mask.cloned(), heads, self.precision);
         *dims.last_mut().expect("tokens have an axis") = three / 3;
         B::float_reshape(out, shape(&dims))
     }
 
     fn attention(&self, q: &Self::Tensor, k: &Self::Tensor, v: &Self::Tensor, heads: usize) -> Self::Tensor {
-        B::cross_attention([q, k, v].map(Clone::clone), heads)
+        B::cross_attention([q, k, v].map(Clone::clone), heads, self.precision)
     }
 
     fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor {

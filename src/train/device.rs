@@ -5,6 +5,8 @@
 
 use std::str::FromStr;
 
+use super::precision::Precision;
+
 /// What computes, as the command line names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -36,6 +38,14 @@ pub enum DeviceError {
         /// The one that was asked for.
         index: usize,
     },
+    /// It does not compute in that precision.
+    #[error("precision: found {found:?}, expected {expected} on this device; change the recipe, or --device", found = .found.to_string())]
+    Precision {
+        /// What the recipe asks for.
+        found: Precision,
+        /// What the device has.
+        expected: String,
+    },
     /// No Vulkan driver computes on the processor.
     #[error(
         "--device: found no Vulkan driver that computes on the processor, expected one such as lavapipe; install it (Debian and \
@@ -66,8 +76,11 @@ impl FromStr for Device {
 pub mod gpu {
     use cubecl::device::WgpuDeviceKind;
 
+    use burn_backend::{Backend as _, DType};
+
     use super::DeviceError;
     use crate::train::kernels::Kernels;
+    use crate::train::precision::Precision;
 
     /// The backend that computes on a GPU, with chains of element-wise operators fused. Kernels are chosen by rule and not by trying
     /// them out, so that a run that was killed goes on as the one that was not.
@@ -75,7 +88,15 @@ pub mod gpu {
     /// One GPU.
     pub type GpuDevice = cubecl::Device;
 
-    impl Kernels for Gpu {}
+    impl Kernels for Gpu {
+        fn computes_in(precision: Precision, device: &GpuDevice) -> bool {
+            match precision {
+                Precision::Fp32 => true,
+                Precision::Fp16 => Self::supports_dtype(device, DType::F16),
+                Precision::Bf16 => Self::supports_dtype(device, DType::BF16),
+            }
+        }
+    }
 
     /// GPU `index` among those that Vulkan reaches: discrete ones first, then integrated and virtual ones.
     ///

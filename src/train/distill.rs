@@ -21,6 +21,7 @@ use crate::train::initial;
 use crate::train::kernels::Kernels;
 use crate::train::micro_batch::{Maker, MicroBatch, Serves};
 use crate::train::model::{SamConfig, inventory, resize};
+use crate::train::precision::Precision;
 use crate::train::recipe::{Adapt, Recipe, Stage, StageName};
 use crate::train::session::{RunFolder, Session, SessionError, progress_bar};
 use crate::train::text_bank::TextBank;
@@ -43,6 +44,7 @@ pub enum ClipTeacher<B: Kernels> {
 pub struct Teachers<B: Kernels> {
     sam: Weights,
     sam_config: SamConfig,
+    precision: Precision,
     /// The CLIP teacher.
     pub clip: ClipTeacher<B>,
     /// Text embeddings of names by the CLIP teacher's tower.
@@ -58,7 +60,8 @@ impl<B: Kernels> Teachers<B> {
         Self {
             sam,
             sam_config: recipe.sam.clone(),
-            clip: ClipTeacher::Tower(Graph::new(clip, text.device().clone())),
+            precision: recipe.precision,
+            clip: ClipTeacher::Tower(Graph::new(clip, text.device().clone()).with_precision(recipe.precision)),
             text,
             tokenizer,
         }
@@ -74,12 +77,14 @@ impl<B: Kernels> Teachers<B> {
         tokenizer: Tokenizer,
         device: B::Device,
     ) -> Self {
+        let graph = |weights| Graph::new(weights, device.clone()).with_precision(recipe.precision);
         Self {
             sam: before.clone(),
             sam_config: recipe.sam.clone(),
+            precision: recipe.precision,
             clip: match clip {
-                Some(tower) => ClipTeacher::Tower(Graph::new(tower, device.clone())),
-                None => ClipTeacher::Before(Graph::new(before, device.clone())),
+                Some(tower) => ClipTeacher::Tower(graph(tower)),
+                None => ClipTeacher::Before(graph(before)),
             },
             text: TextBank::new(before, recipe.merged(), tokenizer.clone(), device),
             tokenizer,
@@ -89,7 +94,7 @@ impl<B: Kernels> Teachers<B> {
     /// The SAM teacher for pictures of the size of `config`.
     fn sam_at(&self, config: &SamConfig) -> Graph<B> {
         let resized = resize::positions(&self.sam, &self.sam_config, config);
-        Graph::new(&resized, self.text.device().clone())
+        Graph::new(&resized, self.text.device().clone()).with_precision(self.precision)
     }
 }
 
@@ -316,7 +321,7 @@ pub(super) fn run<B: Kernels>(
     };
     let distinct = stage.repeat.unwrap_or(u64::MAX).min(stage.steps);
     if let Some(store) = steps.features.as_ref().filter(|_| session.step() < stage.steps) {
-        let backbone = Graph::new(&session.weights, teachers.text.device().clone());
+        let backbone = Graph::new(&session.weights, teachers.text.device().clone()).with_precision(recipe.precision);
         let look = |micro: &MicroBatch| micro.look(recipe, &backbone, &teachers.clip);
         look_at_all(store, 0..distinct, first..first + per_process, &make, look)?;
     }

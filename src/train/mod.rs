@@ -28,6 +28,7 @@ pub mod model;
 pub mod onnx;
 pub mod ops;
 pub mod optimizer;
+pub mod precision;
 pub mod processes;
 pub mod quantize;
 pub mod questions;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::contract::Source;
 use crate::train::model::{ClipHeadConfig, MergedConfig, SamConfig, TextConfig, VisionConfig};
 use crate::train::optimizer::AdamWConfig;
+use crate::train::precision::Precision;
 
 /// The recipe of a merged model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub struct Recipe {
     /// QuickGELU in both towers of the CLIP teacher (OpenAI's weights ask for it).
     #[serde(default)]
     pub quick_gelu: bool,
+    /// What matrix products are computed in, all stages; fp32 if not given. A device may lack the others.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
     /// Optimiser, all stages.
     #[serde(default)]
     pub optimizer: AdamWConfig,

@@ -66,6 +66,7 @@ impl<B: Kernels> Run<B> {
     /// What cannot be read, written or understood; a teacher that neither the recipe trains nor a file gives.
     pub fn open(options: RunOptions, device: B::Device) -> Result<Self> {
         let recipe = Recipe::read(&options.recipe)?;
+        recipe.precision.check::<B>(&device)?;
         for (given, trained, section, flag) in [
             (&options.sam, &recipe.teach_sam, "teach_sam", "--sam"),
             (&options.clip, &recipe.teach_clip, "teach_clip", "--clip"),

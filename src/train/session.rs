@@ -21,6 +21,7 @@ use crate::train::feed::FeedError;
 use crate::train::frozen::StoreError;
 use crate::train::kernels::Kernels;
 use crate::train::optimizer::{AdamW, AdamWConfig, Gradients};
+use crate::train::precision::Precision;
 use crate::train::processes::Processes;
 use crate::train::recipe::{Recipe, Stage, StageName, Watch};
 use crate::train::schedule::warmup_cosine;
@@ -195,6 +196,7 @@ impl<B: Kernels> RunFolder<B> {
         let checkpoint = self.checkpoint(stage);
         let mut session = Session::open(&checkpoint, stage.checkpoint(), identity, self.device.clone(), initial)?;
         session.processes = self.processes.clone();
+        session.precision = recipe.precision;
         Ok(session)
     }
 
@@ -231,6 +233,7 @@ pub struct Session<B: Kernels = Flex> {
     measure: Option<Measure>,
     processes: Processes,
     device: B::Device,
+    precision: Precision,
 }
 
 /// A measure of what the student has kept, in points; more is better.
@@ -283,6 +286,7 @@ impl<B: Kernels> Session<B> {
             measure: None,
             processes: Processes::alone(),
             device,
+            precision: Precision::Fp32,
         };
         if !path.exists() {
             session.weights = initial();
@@ -446,7 +450,9 @@ impl<B: Kernels> Session<B> {
                 let started = Instant::now();
                 let (mut value, mut summed) = (0.0, Gradients::new());
                 for input in inputs {
-                    let (part, parts, more) = gradients(&self.weights, &self.device, &rate, |graph| loss(graph, input));
+                    let (part, parts, more) = gradients(&self.weights, &self.device, self.precision, &rate, |graph| {
+                        loss(graph, input)
+                    });
                     value += part;
                     log.add(&parts);
                     add(&mut summed, more);
@@ -577,6 +583,7 @@ fn add(sum: &mut Gradients, more: Gradients) {
 pub fn gradients<B: Kernels>(
     weights: &Weights,
     device: &B::Device,
+    precision: Precision,
     rate: impl Fn(&str) -> f32,
     loss: impl FnOnce(&Graph<Tape<B>>) -> StepLoss<B>,
 ) -> (f32, Vec<(&'static str, f32)>, Gradients) {
@@ -589,7 +596,7 @@ pub fn gradients<B: Kernels>(
         };
         (name, tensor)
     });
-    let graph = Graph::<Tape<B>>::from_parameters(parameters.collect(), device.clone());
+    let graph = Graph::<Tape<B>>::from_parameters(parameters.collect(), device.clone()).with_precision(precision);
     let StepLoss { total, parts } = loss(&graph);
     let value = graph.values(&total)[0];
     let mut gradients = Gradients::new();
@@ -806,7 +813,7 @@ mod tests {
             parts: Vec::new(),
         };
         for (rate, learning) in [(0.0, 0), (1.0, 1)] {
-            let (value, _, gradients) = gradients::<Flex>(&initial(), &CPU, |_| rate, loss);
+            let (value, _, gradients) = gradients::<Flex>(&initial(), &CPU, Precision::Fp32, |_| rate, loss);
             assert_eq!((value, gradients.len()), (-0.5, learning));
         }
     }

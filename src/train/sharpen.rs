@@ -151,7 +151,7 @@ impl<'a, B: Kernels> Asker<'a, B> {
     fn new(recipe: &'a Recipe, weights: &Weights, tokenizer: &Tokenizer, device: &B::Device) -> Self {
         Self {
             recipe,
-            frozen: Graph::new(weights, device.clone()),
+            frozen: Graph::new(weights, device.clone()).with_precision(recipe.precision),
             text: TextBank::new(weights, recipe.merged(), tokenizer.clone(), device.clone()),
             manifest: export::manifest(recipe, weights),
         }

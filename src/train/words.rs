@@ -51,7 +51,7 @@ pub fn words<B: Kernels>(
     };
     let config = recipe.merged();
     let tower = inventory::text(&config.text, config.clip_head.text_dim);
-    let before = Graph::<B>::new(&adapted, folder.device.clone());
+    let before = Graph::<B>::new(&adapted, folder.device.clone()).with_precision(recipe.precision);
     let texts = Texts::new(feed);
     let mut session = folder.session(recipe, StageName::Words, || adapted)?;
     let first = session.processes().rank() * stage.accumulate;

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 
 use super::buffer::written;
 use super::fused::{dims, tensor};
-use super::product::{Matrix, multiply, with_scratch};
+use super::product::{Matrix, Right, multiply, with_scratch};
 use super::rows;
+use crate::train::precision::Precision;
 
 /// Queries, keys or values `[B, N, C]` in a slice; `C` holds the heads one after another.
 struct Tokens<'a> {
@@ -40,6 +41,7 @@ struct Inputs<'a> {
     heads: usize,
     /// Width of a head.
     width: usize,
+    precision: Precision,
 }
 
 impl Inputs<'_> {
@@ -52,12 +54,14 @@ impl Inputs<'_> {
         1.0 / (self.width as f32).sqrt()
     }
 
-    /// Softmax of the scores of `count` queries from `first` on: `[count, M]`.
-    fn probabilities(&self, item: usize, head: usize, first: usize, count: usize, out: &mut [f32]) {
-        let keys = self.k.count;
-        let q = self.q.head(item, head, self.width, first, count);
-        let k = self.k.head(item, head, self.width, 0, keys);
-        multiply(out, keys, false, self.scale(), q, k.transposed());
+    fn right<'a>(&self, factor: Matrix<'a>) -> Right<'a> {
+        Right::new(factor, self.precision)
+    }
+
+    /// Softmax of the scores of queries `q [count, d]` from `first` on with keys `k [d, M]`: `[count, M]`.
+    fn probabilities(&self, q: Matrix, k: &Right, first: usize, out: &mut [f32]) {
+        let (keys, (count, _)) = (self.k.count, q.size());
+        multiply(out, keys, false, self.scale(), q, k);
         let mask = self.mask.map_or(&[][..], |mask| &mask[first * keys..][..count * keys]);
         rows::softmax(out, mask, keys);
     }
@@ -70,10 +74,12 @@ impl Inputs<'_> {
             let (first, count) = (first / row, out.len() / row);
             with_scratch(count * keys, |scores| {
                 for head in 0..self.heads {
-                    self.probabilities(item, head, first, count, scores);
+                    let q = self.q.head(item, head, width, first, count);
+                    let k = self.right(self.k.head(item, head, width, 0, keys).transposed());
+                    self.probabilities(q, &k, first, scores);
                     let scores = Matrix::new(scores, count, keys, keys);
-                    let v = self.v.head(item, head, width, 0, keys);
-                    multiply(&mut out[head * width..], row, false, 1.0, scores, v);
+                    let v = self.right(self.v.head(item, head, width, 0, keys));
+                    multiply(&mut out[head * width..], row, false, 1.0, scores, &v);
                 }
             });
         });
@@ -88,6 +94,9 @@ impl Inputs<'_> {
             let mut out = vec![0.0; (queries + 2 * keys) * width];
             let (by_q, rest) = out.split_at_mut(queries * width);
             let (by_k, by_v) = rest.split_at_mut(keys * width);
+            let k = self.k.head(item, head, width, 0, keys);
+            let v = self.v.head(item, head, width, 0, keys);
+            let (k, k_transposed, v) = (self.right(k), self.right(k.transposed()), self.right(v.transposed()));
             with_scratch(2 * block * keys, |scratch| {
                 let (scores, by_scores) = scratch.split_at_mut(block * keys);
                 for (i, by_q) in by_q.chunks_mut(block * width).enumerate() {
@@ -95,16 +104,14 @@ impl Inputs<'_> {
                     let (scores, by_scores) = (&mut scores[..count * keys], &mut by_scores[..count * keys]);
                     let grad = grad.head(item, head, width, first, count);
                     let q = self.q.head(item, head, width, first, count);
-                    let k = self.k.head(item, head, width, 0, keys);
-                    let v = self.v.head(item, head, width, 0, keys);
-                    self.probabilities(item, head, first, count, scores);
+                    self.probabilities(q, &k_transposed, first, scores);
                     let p = Matrix::new(scores, count, keys, keys);
-                    multiply(by_v, width, true, 1.0, p.transposed(), grad);
-                    multiply(by_scores, keys, false, 1.0, grad, v.transposed());
+                    multiply(by_v, width, true, 1.0, p.transposed(), &self.right(grad));
+                    multiply(by_scores, keys, false, 1.0, grad, &v);
                     rows::softmax_backward(scores, by_scores, keys);
                     let by_scores = Matrix::new(by_scores, count, keys, keys);
-                    multiply(by_q, width, false, self.scale(), by_scores, k);
-                    multiply(by_k, width, true, self.scale(), by_scores.transposed(), q);
+                    multiply(by_q, width, false, self.scale(), by_scores, &k);
+                    multiply(by_k, width, true, self.scale(), by_scores.transposed(), &self.right(q));
                 }
             });
             out
@@ -134,7 +141,12 @@ fn tokens(x: &FlexTensor) -> Tokens<'_> {
     }
 }
 
-fn inputs<'a>([q, k, v]: [&'a FlexTensor; 3], mask: Option<&'a FlexTensor>, heads: usize) -> Inputs<'a> {
+fn inputs<'a>(
+    [q, k, v]: [&'a FlexTensor; 3],
+    mask: Option<&'a FlexTensor>,
+    heads: usize,
+    precision: Precision,
+) -> Inputs<'a> {
     let [batch, _, c] = dims(q).try_into().expect("tokens are [B, N, C]");
     Inputs {
         q: tokens(q),
@@ -144,13 +156,19 @@ fn inputs<'a>([q, k, v]: [&'a FlexTensor; 3], mask: Option<&'a FlexTensor>, head
         batch,
         heads,
         width: c / heads,
+        precision,
     }
 }
 
 /// Attention of queries `[B, N, C]` to keys and values `[B, M, C]`: `[B, N, C]`; `mask [N, M]` is added to the scores.
-pub(super) fn attention(parts: [FlexTensor; 3], mask: Option<&FlexTensor>, heads: usize) -> FlexTensor {
+pub(super) fn attention(
+    parts: [FlexTensor; 3],
+    mask: Option<&FlexTensor>,
+    heads: usize,
+    precision: Precision,
+) -> FlexTensor {
     let (parts, mask) = (parts.map(packed), mask.map(FlexTensor::to_contiguous));
-    inputs(parts.each_ref(), mask.as_ref(), heads).forward()
+    inputs(parts.each_ref(), mask.as_ref(), heads, precision).forward()
 }
 
 /// Gradients of [`attention`] by `N` results of as many tokens: each takes the rows of its `kinds` of 0 queries, 1 keys and
@@ -161,9 +179,10 @@ pub(super) fn attention_backward<const N: usize>(
     heads: usize,
     grad: FlexTensor,
     kinds: [&[usize]; N],
+    precision: Precision,
 ) -> [FlexTensor; N] {
     let (parts, mask, grad) = (parts.map(packed), mask.map(FlexTensor::to_contiguous), packed(grad));
-    let inputs = inputs(parts.each_ref(), mask.as_ref(), heads);
+    let inputs = inputs(parts.each_ref(), mask.as_ref(), heads, precision);
     let found = inputs.backward(&tokens(&grad));
     let (queries, keys, width) = (inputs.q.count, inputs.k.count, inputs.width);
     let (c, starts) = (heads * width, [0, queries, queries + keys]);

@@ -4,6 +4,38 @@ use burn_backend::tensor::FloatTensor;
 use burn_backend::{Backend, FloatDType, Shape, Slice, TensorMetadata};
 
 use super::convolution::ConvGeometry;
+use crate::train::precision::Precision;
+
+/// Largest inner size whose sums stay below fp16's largest value, 65,504, whatever factors of at most 1 are.
+const FP16_SUM: usize = 1 << 15;
+
+/// `a · b` over the last two axes, the factors rounded as `precision` says.
+fn product<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>, precision: Precision) -> FloatTensor<B> {
+    match precision {
+        Precision::Fp32 => B::float_matmul(a, b),
+        Precision::Bf16 => {
+            let round = |x| B::float_cast(B::float_cast(x, FloatDType::BF16), FloatDType::F32);
+            B::float_matmul(round(a), round(b))
+        }
+        Precision::Fp16 => {
+            let inner = a.shape()[a.shape().num_dims() - 1];
+            let (a, a_largest) = in_fp16::<B>(a, (inner as f32 / FP16_SUM as f32).max(1.0));
+            let (b, b_largest) = in_fp16::<B>(b, 1.0);
+            let y = B::float_cast(B::float_matmul(a, b), FloatDType::F32);
+            B::float_mul(B::float_mul(y, a_largest), b_largest)
+        }
+    }
+}
+
+/// `x` over `spare` times its largest absolute value, as fp16; and what it was divided by, with axes of 1.
+fn in_fp16<B: Backend>(x: FloatTensor<B>, spare: f32) -> (FloatTensor<B>, FloatTensor<B>) {
+    let ones = Shape::from(vec![1; x.shape().num_dims()]);
+    let largest = B::float_reshape(B::float_max_abs(x.clone()), ones);
+    // Above fp32's subnormal numbers, so that nothing divided by nothing is nothing.
+    let largest = B::float_clamp_min(B::float_mul_scalar(largest, spare.into()), 1e-30_f32.into());
+    let x = B::float_cast(B::float_div(x, largest.clone()), FloatDType::F16);
+    (x, largest)
+}
 
 /// See [`super::Kernels::softmax_last`].
 pub(super) fn softmax_last<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -19,8 +51,13 @@ pub(super) fn softmax_last_backward<B: Backend>(y: FloatTensor<B>, grad: FloatTe
 }
 
 /// See [`super::Kernels::affine`].
-pub(super) fn affine<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, b: Option<FloatTensor<B>>) -> FloatTensor<B> {
-    let y = B::float_matmul(x, B::float_swap_dims(w, 0, 1));
+pub(super) fn affine<B: Backend>(
+    x: FloatTensor<B>,
+    w: FloatTensor<B>,
+    b: Option<FloatTensor<B>>,
+    precision: Precision,
+) -> FloatTensor<B> {
+    let y = product::<B>(x, B::float_swap_dims(w, 0, 1), precision);
     match b {
         Some(b) => {
             let row = Shape::from(vec![1, b.shape()[0]]);
@@ -31,17 +68,22 @@ pub(super) fn affine<B: Backend>(x: FloatTensor<B>, w: FloatTensor<B>, b: Option
 }
 
 /// See [`super::Kernels::affine_by_input`].
-pub(super) fn affine_by_input<B: Backend>(w: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_matmul(grad, w)
+pub(super) fn affine_by_input<B: Backend>(
+    w: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    precision: Precision,
+) -> FloatTensor<B> {
+    product::<B>(grad, w, precision)
 }
 
 /// See [`super::Kernels::affine_by_parameters`].
 pub(super) fn affine_by_parameters<B: Backend>(
     x: FloatTensor<B>,
     grad: FloatTensor<B>,
+    precision: Precision,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let by_bias = column_sums::<B>(grad.clone());
-    (B::float_matmul(B::float_swap_dims(grad, 0, 1), x), by_bias)
+    (product::<B>(B::float_swap_dims(grad, 0, 1), x, precision), by_bias)
 }
 
 /// See [`super::Kernels::layer_norm_last`].
@@ -84,8 +126,9 @@ pub(super) fn self_attention<B: Backend>(
     qkv: FloatTensor<B>,
     mask: Option<FloatTensor<B>>,
     heads: usize,
+    precision: Precision,
 ) -> FloatTensor<B> {
-    attend::<B>(thirds::<B>(&qkv), mask, heads).0
+    attend::<B>(thirds::<B>(&qkv), mask, heads, precision).0
 }
 
 /// See [`super::Kernels::self_attention_backward`].
@@ -94,14 +137,19 @@ pub(super) fn self_attention_backward<B: Backend>(
     mask: Option<FloatTensor<B>>,
     heads: usize,
     grad: FloatTensor<B>,
+    precision: Precision,
 ) -> FloatTensor<B> {
-    let parts = attend_backward::<B>(thirds::<B>(&qkv), mask, heads, grad);
+    let parts = attend_backward::<B>(thirds::<B>(&qkv), mask, heads, grad, precision);
     B::float_cat(parts.to_vec(), 2)
 }
 
 /// See [`super::Kernels::cross_attention`].
-pub(super) fn cross_attention<B: Backend>(parts: [FloatTensor<B>; 3], heads: usize) -> FloatTensor<B> {
-    attend::<B>(parts, None, heads).0
+pub(super) fn cross_attention<B: Backend>(
+    parts: [FloatTensor<B>; 3],
+    heads: usize,
+    precision: Precision,
+) -> FloatTensor<B> {
+    attend::<B>(parts, None, heads, precision).0
 }
 
 /// See [`super::Kernels::cross_attention_backward`].
@@ -109,8 +157,9 @@ pub(super) fn cross_attention_backward<B: Backend>(
     parts: [FloatTensor<B>; 3],
     heads: usize,
     grad: FloatTensor<B>,
+    precision: Precision,
 ) -> [FloatTensor<B>; 3] {
-    attend_backward::<B>(parts, None, heads, grad)
+    attend_backward::<B>(parts, None, heads, grad, precision)
 }
 
 /// See [`super::Kernels::gelu_erf`].
@@ -134,10 +183,11 @@ pub(super) fn convolution<B: Backend>(
     w: FloatTensor<B>,
     b: Option<FloatTensor<B>>,
     geometry: ConvGeometry,
+    precision: Precision,
 ) -> FloatTensor<B> {
     let out = w.shape()[0];
     let w = B::float_reshape(w, Shape::from(vec![out, geometry.patch()]));
-    let y = affine::<B>(im2col::<B>(x, geometry), w, b);
+    let y = affine::<B>(im2col::<B>(x, geometry), w, b, precision);
     let shape = vec![geometry.batch, geometry.out_height(), geometry.out_width(), out];
     B::float_permute(B::float_reshape(y, Shape::from(shape)), &[0, 3, 1, 2])
 }
@@ -147,9 +197,11 @@ pub(super) fn convolution_by_input<B: Backend>(
     w: FloatTensor<B>,
     grad: FloatTensor<B>,
     geometry: ConvGeometry,
+    precision: Precision,
 ) -> FloatTensor<B> {
     let w = B::float_reshape(w.clone(), Shape::from(vec![w.shape()[0], geometry.patch()]));
-    col2im::<B>(affine_by_input::<B>(w, pixel_rows::<B>(grad)), geometry)
+    let columns = affine_by_input::<B>(w, pixel_rows::<B>(grad), precision);
+    col2im::<B>(columns, geometry)
 }
 
 /// See [`super::Kernels::convolution_by_parameters`].
@@ -157,9 +209,10 @@ pub(super) fn convolution_by_parameters<B: Backend>(
     x: FloatTensor<B>,
     grad: FloatTensor<B>,
     geometry: ConvGeometry,
+    precision: Precision,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let (out, k) = (grad.shape()[1], geometry.kernel);
-    let (by_weight, by_bias) = affine_by_parameters::<B>(im2col::<B>(x, geometry), pixel_rows::<B>(grad));
+    let (by_weight, by_bias) = affine_by_parameters::<B>(im2col::<B>(x, geometry), pixel_rows::<B>(grad), precision);
     let shape = Shape::from(vec![out, geometry.channels, k, k]);
     (B::float_reshape(by_weight, shape), by_bias)
 }
@@ -226,16 +279,18 @@ fn attend<B: Backend>(
     parts: [FloatTensor<B>; 3],
     mask: Option<FloatTensor<B>>,
     heads: usize,
+    precision: Precision,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let [q, k, v] = parts.map(|x| by_head::<B>(x, heads));
     let scale = 1.0 / (q.shape()[3] as f32).sqrt();
-    let mut scores = B::float_matmul(B::float_mul_scalar(q, scale.into()), B::float_swap_dims(k, 2, 3));
+    let q = B::float_mul_scalar(q, scale.into());
+    let mut scores = product::<B>(q, B::float_swap_dims(k, 2, 3), precision);
     if let Some(mask) = mask {
         let shape = Shape::from(vec![1, 1, mask.shape()[0], mask.shape()[1]]);
         scores = B::float_add(scores, B::float_reshape(mask, shape));
     }
     let p = softmax_last::<B>(scores);
-    (heads_together::<B>(B::float_matmul(p.clone(), v)), p)
+    (heads_together::<B>(product::<B>(p.clone(), v, precision)), p)
 }
 
 /// Gradients of [`attend`].
@@ -244,16 +299,17 @@ fn attend_backward<B: Backend>(
     mask: Option<FloatTensor<B>>,
     heads: usize,
     grad: FloatTensor<B>,
+    precision: Precision,
 ) -> [FloatTensor<B>; 3] {
-    let (_, p) = attend::<B>(parts.clone(), mask, heads);
+    let (_, p) = attend::<B>(parts.clone(), mask, heads, precision);
     let [q, k, v] = parts.map(|x| by_head::<B>(x, heads));
     let scale = 1.0 / (q.shape()[3] as f32).sqrt();
     let grad = by_head::<B>(grad, heads);
-    let by_v = B::float_matmul(B::float_swap_dims(p.clone(), 2, 3), grad.clone());
-    let by_scores = softmax_last_backward::<B>(p, B::float_matmul(grad, B::float_swap_dims(v, 2, 3)));
+    let by_v = product::<B>(B::float_swap_dims(p.clone(), 2, 3), grad.clone(), precision);
+    let by_scores = softmax_last_backward::<B>(p, product::<B>(grad, B::float_swap_dims(v, 2, 3), precision));
     let by_scores = B::float_mul_scalar(by_scores, scale.into());
-    let by_q = B::float_matmul(by_scores.clone(), k);
-    let by_k = B::float_matmul(B::float_swap_dims(by_scores, 2, 3), q);
+    let by_q = product::<B>(by_scores.clone(), k, precision);
+    let by_k = product::<B>(B::float_swap_dims(by_scores, 2, 3), q, precision);
     [by_q, by_k, by_v].map(heads_together::<B>)
 }
 

@@ -7,8 +7,9 @@ use burn_flex::FlexTensor;
 
 use super::buffer::written;
 use super::fused::{dims, tensor};
-use super::product::{Matrix, multiply, sum_over_parts, with_scratch};
+use super::product::{Matrix, Right, multiply, sum_over_parts, with_scratch};
 use super::rows::add_rows;
+use crate::train::precision::Precision;
 
 /// Geometry of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +128,13 @@ fn channels_second(values: Vec<f32>, shape: [usize; 4]) -> FlexTensor {
 }
 
 /// `x [B, C, H, W]`, `w [O, C, k, k]`, `b [O]` to `[B, O, oh, ow]`.
-pub(super) fn conv2d(x: &FlexTensor, w: &FlexTensor, b: Option<&FlexTensor>, g: ConvGeometry) -> FlexTensor {
+pub(super) fn conv2d(
+    x: &FlexTensor,
+    w: &FlexTensor,
+    b: Option<&FlexTensor>,
+    g: ConvGeometry,
+    precision: Precision,
+) -> FlexTensor {
     let (outer, patch, ow) = (dims(w)[0], g.patch(), g.out_width());
     let (x, w, b) = (channels_last(x), channels_last(w), b.map(FlexTensor::to_contiguous));
     let (x, w, b) = (
@@ -135,7 +142,7 @@ pub(super) fn conv2d(x: &FlexTensor, w: &FlexTensor, b: Option<&FlexTensor>, g: 
         w.storage::<f32>(),
         b.as_ref().map(|b| b.storage::<f32>()),
     );
-    let w = Matrix::new(w, outer, patch, patch).transposed();
+    let w = Right::new(Matrix::new(w, outer, patch, patch).transposed(), precision);
     let (image, line) = (g.height * g.width * g.channels, ow * outer);
     let out = written(g.batch, g.out_height() * line, g.lines() * line, |item, first, out| {
         let (first, count) = (first / line, out.len() / line);
@@ -145,18 +152,18 @@ pub(super) fn conv2d(x: &FlexTensor, w: &FlexTensor, b: Option<&FlexTensor>, g: 
                 out.chunks_exact_mut(outer).for_each(|out| out.copy_from_slice(b));
             }
             let patches = Matrix::new(patches, count * ow, patch, patch);
-            multiply(out, outer, b.is_some(), 1.0, patches, w);
+            multiply(out, outer, b.is_some(), 1.0, patches, &w);
         });
     });
     channels_second(out, [g.batch, g.out_height(), ow, outer])
 }
 
 /// Gradient of [`conv2d`] by its input.
-pub(super) fn conv2d_by_input(w: &FlexTensor, grad: &FlexTensor, g: ConvGeometry) -> FlexTensor {
+pub(super) fn conv2d_by_input(w: &FlexTensor, grad: &FlexTensor, g: ConvGeometry, precision: Precision) -> FlexTensor {
     let (outer, patch, ow) = (dims(w)[0], g.patch(), g.out_width());
     let (w, grad) = (channels_last(w), channels_last(grad));
     let (w, grad) = (
-        Matrix::new(w.storage::<f32>(), outer, patch, patch),
+        Right::new(Matrix::new(w.storage::<f32>(), outer, patch, patch), precision),
         grad.storage::<f32>(),
     );
     let (image, line) = (g.height * g.width * g.channels, ow * outer);
@@ -165,14 +172,8 @@ pub(super) fn conv2d_by_input(w: &FlexTensor, grad: &FlexTensor, g: ConvGeometry
         for (i, grad) in grad.chunks(g.lines() * line).enumerate() {
             let (first, count) = (i * g.lines(), grad.len() / line);
             with_scratch(count * ow * patch, |patches| {
-                multiply(
-                    patches,
-                    patch,
-                    false,
-                    1.0,
-                    Matrix::new(grad, count * ow, outer, outer),
-                    w,
-                );
+                let grad = Matrix::new(grad, count * ow, outer, outer);
+                multiply(patches, patch, false, 1.0, grad, &w);
                 g.scatter(patches, first..first + count, out);
             });
         }
@@ -181,7 +182,12 @@ pub(super) fn conv2d_by_input(w: &FlexTensor, grad: &FlexTensor, g: ConvGeometry
 }
 
 /// Gradients of [`conv2d`] by weight and bias.
-pub(super) fn conv2d_by_parameters(x: &FlexTensor, grad: &FlexTensor, g: ConvGeometry) -> (FlexTensor, FlexTensor) {
+pub(super) fn conv2d_by_parameters(
+    x: &FlexTensor,
+    grad: &FlexTensor,
+    g: ConvGeometry,
+    precision: Precision,
+) -> (FlexTensor, FlexTensor) {
     let (outer, patch, ow, oh) = (dims(grad)[1], g.patch(), g.out_width(), g.out_height());
     let (x, grad) = (channels_last(x), channels_last(grad));
     let (x, grad) = (x.storage::<f32>(), grad.storage::<f32>());
@@ -195,9 +201,9 @@ pub(super) fn conv2d_by_parameters(x: &FlexTensor, grad: &FlexTensor, g: ConvGeo
             let grad = &grad[first * line..][..count * line];
             with_scratch(count * ow * patch, |patches| {
                 g.gather(&x[item * image..][..image], top..top + count, patches);
-                let patches = Matrix::new(patches, count * ow, patch, patch);
+                let patches = Right::new(Matrix::new(patches, count * ow, patch, patch), precision);
                 let grad = Matrix::new(grad, count * ow, outer, outer).transposed();
-                multiply(by_weight, patch, true, 1.0, grad, patches);
+                multiply(by_weight, patch, true, 1.0, grad, &patches);
             });
             add_rows(grad, by_bias);
             first += count;

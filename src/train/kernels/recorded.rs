@@ -13,6 +13,7 @@ use burn_backend::tensor::FloatTensor;
 
 use super::Kernels;
 use super::convolution::ConvGeometry;
+use crate::train::precision::Precision;
 
 /// What the backward pass of one node needs, and what it does; `N` inputs have gradients.
 trait Operator<B: Kernels, const N: usize>: Clone + Debug + Send + 'static {
@@ -62,11 +63,11 @@ macro_rules! operator {
 
 operator!(Softmax { y: FloatTensor<B> });
 operator!(Gelu { x: FloatTensor<B> });
-operator!(Linear { x: FloatTensor<B>, w: FloatTensor<B> });
+operator!(Linear { x: FloatTensor<B>, w: FloatTensor<B>, precision: Precision });
 operator!(LayerNorm { x: FloatTensor<B>, w: FloatTensor<B>, epsilon: f32 });
-operator!(SelfAttention { qkv: FloatTensor<B>, mask: Option<FloatTensor<B>>, heads: usize });
-operator!(Attention { parts: [FloatTensor<B>; 3], heads: usize });
-operator!(Convolution { x: FloatTensor<B>, w: FloatTensor<B>, geometry: ConvGeometry });
+operator!(SelfAttention { qkv: FloatTensor<B>, mask: Option<FloatTensor<B>>, heads: usize, precision: Precision });
+operator!(Attention { parts: [FloatTensor<B>; 3], heads: usize, precision: Precision });
+operator!(Convolution { x: FloatTensor<B>, w: FloatTensor<B>, geometry: ConvGeometry, precision: Precision });
 
 impl<B: Kernels> Operator<B, 1> for Softmax<B> {
     fn backward(self, grad: FloatTensor<B>, _: [bool; 1]) -> [Option<FloatTensor<B>>; 1] {
@@ -103,8 +104,8 @@ impl<B: Kernels, const N: usize> Operator<B, N> for Linear<B> {
     fn backward(self, grad: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N] {
         layer_gradients::<B, N>(
             wanted,
-            || B::affine_by_input(self.w, grad.clone()),
-            || B::affine_by_parameters(self.x, grad.clone()),
+            || B::affine_by_input(self.w, grad.clone(), self.precision),
+            || B::affine_by_parameters(self.x, grad.clone(), self.precision),
         )
     }
 }
@@ -113,8 +114,8 @@ impl<B: Kernels, const N: usize> Operator<B, N> for Convolution<B> {
     fn backward(self, grad: FloatTensor<B>, wanted: [bool; N]) -> [Option<FloatTensor<B>>; N] {
         layer_gradients::<B, N>(
             wanted,
-            || B::convolution_by_input(self.w, grad.clone(), self.geometry),
-            || B::convolution_by_parameters(self.x, grad.clone(), self.geometry),
+            || B::convolution_by_input(self.w, grad.clone(), self.geometry, self.precision),
+            || B::convolution_by_parameters(self.x, grad.clone(), self.geometry, self.precision),
         )
     }
 }
@@ -127,13 +128,19 @@ impl<B: Kernels> Operator<B, 3> for LayerNorm<B> {
 
 impl<B: Kernels> Operator<B, 1> for SelfAttention<B> {
     fn backward(self, grad: FloatTensor<B>, _: [bool; 1]) -> [Option<FloatTensor<B>>; 1] {
-        [Some(B::self_attention_backward(self.qkv, self.mask, self.heads, grad))]
+        let Self {
+            qkv,
+            mask,
+            heads,
+            precision,
+        } = self;
+        [Some(B::self_attention_backward(qkv, mask, heads, grad, precision))]
     }
 }
 
 impl<B: Kernels> Operator<B, 3> for Attention<B> {
     fn backward(self, grad: FloatTensor<B>, _: [bool; 3]) -> [Option<FloatTensor<B>>; 3] {
-        B::cross_attention_backward(self.parts, self.heads, grad).map(Some)
+        B::cross_attention_backward(self.parts, self.heads, grad, self.precision).map(Some)
     }
 }
 
@@ -154,6 +161,9 @@ fn record_layer<B: Kernels, C: CheckpointStrategy>(
 }
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn computes_in(precision: Precision, device: &Self::Device) -> bool {
+        B::computes_in(precision, device)
+    }
     fn softmax_last(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let node = [x.node()];
         let y = B::softmax_last(x.into_primitive());
@@ -164,14 +174,20 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         let y = B::gelu_erf(x.clone());
         record::<B, C, 1>(node, Gelu { x }, y)
     }
-    fn affine(x: FloatTensor<Self>, w: FloatTensor<Self>, b: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+    fn affine(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: Option<FloatTensor<Self>>,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let nodes = [x.node(), w.node()];
         let (x, w) = (x.into_primitive(), w.into_primitive());
         let operator = Linear {
             x: x.clone(),
             w: w.clone(),
+            precision,
         };
-        record_layer::<B, C>(nodes, b, operator, |b| B::affine(x, w, b))
+        record_layer::<B, C>(nodes, b, operator, |b| B::affine(x, w, b, precision))
     }
     fn layer_norm_last(
         x: FloatTensor<Self>,
@@ -184,23 +200,46 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         let y = B::layer_norm_last(x.clone(), w.clone(), b.into_primitive(), epsilon);
         record::<B, C, 3>(nodes, LayerNorm { x, w, epsilon }, y)
     }
-    fn self_attention(qkv: FloatTensor<Self>, mask: Option<FloatTensor<Self>>, heads: usize) -> FloatTensor<Self> {
+    fn self_attention(
+        qkv: FloatTensor<Self>,
+        mask: Option<FloatTensor<Self>>,
+        heads: usize,
+        precision: Precision,
+    ) -> FloatTensor<Self> {
         let (node, qkv) = ([qkv.node()], qkv.into_primitive());
         let mask = mask.map(|x| x.into_primitive());
-        let y = B::self_attention(qkv.clone(), mask.clone(), heads);
-        record::<B, C, 1>(node, SelfAttention { qkv, mask, heads }, y)
+        let y = B::self_attention(qkv.clone(), mask.clone(), heads, precision);
+        record::<B, C, 1>(
+            node,
+            SelfAttention {
+                qkv,
+                mask,
+                heads,
+                precision,
+            },
+            y,
+        )
     }
-    fn cross_attention(parts: [FloatTensor<Self>; 3], heads: usize) -> FloatTensor<Self> {
+    fn cross_attention(parts: [FloatTensor<Self>; 3], heads: usize, precision: Precision) -> FloatTensor<Self> {
         let nodes = parts.each_ref().map(|x| x.node());
         let parts = parts.map(|x| x.into_primitive());
-        let y = B::cross_attention(parts.clone(), heads);
-        record::<B, C, 3>(nodes, Attention { parts, heads }, y)
+        let y = B::cross_attention(parts.clone(), heads, precision);
+        record::<B, C, 3>(
+            nodes,
+            Attention {
+                parts,
+                heads,
+                precision,
+            },
+            y,
+        )
     }
     fn convolution(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         b: Option<FloatTensor<Self>>,
         geometry: ConvGeometry,
+        precision: Precision,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), w.node()];
         let (x, w) = (x.into_primitive(), w.into_primitive());
@@ -208,7 +247,8 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             x: x.clone(),
             w: w.clone(),
             geometry,
+            precision,
         };
-        record_layer::<B, C>(nodes, b, operator, |b| B::convolution(x, w, b, geometry))
+        record_layer::<B, C>(nodes, b, operator, |b| B::convolution(x, w, b, geometry, precision))
     }
 }

@@ -10,6 +10,9 @@ use burn_flex::{Flex, FlexDevice};
 
 use super::convolution::ConvGeometry;
 use super::{Kernels, composed};
+use crate::train::precision::Precision;
+
+const FULL: Precision = Precision::Fp32;
 
 type Tape = Autodiff<Flex>;
 type Tensor = FloatTensor<Flex>;
@@ -105,22 +108,22 @@ fn affine_maps() {
             random(&[outer], 3),
         );
         let by = |inputs: &[Tensor], grad: Tensor| {
-            let by_input = composed::affine_by_input::<Flex>(inputs[1].clone(), grad.clone());
-            let (by_weight, by_bias) = composed::affine_by_parameters::<Flex>(inputs[0].clone(), grad);
+            let by_input = composed::affine_by_input::<Flex>(inputs[1].clone(), grad.clone(), FULL);
+            let (by_weight, by_bias) = composed::affine_by_parameters::<Flex>(inputs[0].clone(), grad, FULL);
             vec![by_input, by_weight, by_bias]
         };
         check(
             (rows, inner, outer),
             &[permuted(x.clone(), &[1, 0]), w.clone(), b],
-            |i| Tape::affine(i[0].clone(), i[1].clone(), Some(i[2].clone())),
-            |i| composed::affine::<Tape>(i[0].clone(), i[1].clone(), Some(i[2].clone())),
+            |i| Tape::affine(i[0].clone(), i[1].clone(), Some(i[2].clone()), FULL),
+            |i| composed::affine::<Tape>(i[0].clone(), i[1].clone(), Some(i[2].clone()), FULL),
             by,
         );
         check(
             (rows, inner, outer, "no bias"),
             &[x, w],
-            |i| Tape::affine(i[0].clone(), i[1].clone(), None),
-            |i| composed::affine::<Tape>(i[0].clone(), i[1].clone(), None),
+            |i| Tape::affine(i[0].clone(), i[1].clone(), None, FULL),
+            |i| composed::affine::<Tape>(i[0].clone(), i[1].clone(), None, FULL),
             |inputs, grad| by(inputs, grad)[..2].to_vec(),
         );
     }
@@ -152,12 +155,12 @@ fn convolutions_of_any_stride_and_padding() {
         check(
             geometry,
             &[x, w, b],
-            |i| Tape::convolution(i[0].clone(), i[1].clone(), Some(i[2].clone()), geometry),
-            |i| composed::convolution::<Tape>(i[0].clone(), i[1].clone(), Some(i[2].clone()), geometry),
+            |i| Tape::convolution(i[0].clone(), i[1].clone(), Some(i[2].clone()), geometry, FULL),
+            |i| composed::convolution::<Tape>(i[0].clone(), i[1].clone(), Some(i[2].clone()), geometry, FULL),
             |inputs, grad| {
-                let by_input = composed::convolution_by_input::<Flex>(inputs[1].clone(), grad.clone(), geometry);
+                let by_input = composed::convolution_by_input::<Flex>(inputs[1].clone(), grad.clone(), geometry, FULL);
                 let (by_weight, by_bias) =
-                    composed::convolution_by_parameters::<Flex>(inputs[0].clone(), grad, geometry);
+                    composed::convolution_by_parameters::<Flex>(inputs[0].clone(), grad, geometry, FULL);
                 vec![by_input, by_weight, by_bias]
             },
         );
@@ -175,14 +178,15 @@ fn attention_of_tokens_to_each_other() {
             check(
                 (batch, tokens, heads, width, mask.is_some()),
                 std::slice::from_ref(&qkv),
-                |i| Tape::self_attention(i[0].clone(), tracked(), heads),
-                |i| composed::self_attention::<Tape>(i[0].clone(), tracked(), heads),
+                |i| Tape::self_attention(i[0].clone(), tracked(), heads, FULL),
+                |i| composed::self_attention::<Tape>(i[0].clone(), tracked(), heads, FULL),
                 |inputs, grad| {
                     vec![composed::self_attention_backward::<Flex>(
                         inputs[0].clone(),
                         mask.clone(),
                         heads,
                         grad,
+                        FULL,
                     )]
                 },
             );
@@ -200,11 +204,16 @@ fn attention_to_other_tokens() {
         check(
             (batch, queries, keys, heads, width),
             &inputs,
-            |i| Tape::cross_attention(parts(i), heads),
-            |i| composed::cross_attention::<Tape>(parts(i), heads),
+            |i| Tape::cross_attention(parts(i), heads, FULL),
+            |i| composed::cross_attention::<Tape>(parts(i), heads, FULL),
             |i, grad| {
-                composed::cross_attention_backward::<Flex>([i[0].clone(), i[1].clone(), i[2].clone()], heads, grad)
-                    .to_vec()
+                composed::cross_attention_backward::<Flex>(
+                    [i[0].clone(), i[1].clone(), i[2].clone()],
+                    heads,
+                    grad,
+                    FULL,
+                )
+                .to_vec()
             },
         );
     }
@@ -225,8 +234,8 @@ fn a_part_of_a_tensor_attends_as_a_copy_of_it() {
     assert!(!part.is_contiguous());
     assert_close(
         &"part",
-        Flex::self_attention(part, None, 2),
-        Flex::self_attention(copy, None, 2),
+        Flex::self_attention(part, None, 2, FULL),
+        Flex::self_attention(copy, None, 2, FULL),
     );
 }
 
@@ -274,7 +283,7 @@ fn what_a_mask_hides_has_no_weight_at_all() {
     // Of the first four tokens alone, which see none of the others.
     let of_the_first = (0..batch * tokens * width).map(|i| f32::from(u8::from(i / width % tokens < 4)));
     let grad = given(of_the_first.collect(), &[batch, tokens, width]);
-    let by_qkv = values(Flex::self_attention_backward(qkv, Some(mask), heads, grad));
+    let by_qkv = values(Flex::self_attention_backward(qkv, Some(mask), heads, grad, FULL));
     for (i, token) in by_qkv.chunks(3 * width).enumerate() {
         let nothing = token.iter().all(|&value| value == 0.0);
         assert_eq!(nothing, i % tokens >= 4, "token {i}: {token:?}");
@@ -316,7 +325,7 @@ fn gelu_in_its_exact_form() {
 fn only_what_is_tracked_has_a_gradient() {
     let (x, w, b) = (random(&[4, 3], 18), random(&[5, 3], 19), random(&[5], 20));
     let (x, w) = (Tape::from_inner(x), Tape::from_inner(w).require_grad());
-    let y = Tape::affine(x.clone(), w.clone(), Some(Tape::from_inner(b)));
+    let y = Tape::affine(x.clone(), w.clone(), Some(Tape::from_inner(b)), FULL);
     let mut tape = Tape::backward(Tape::float_sum(y));
     assert!(Tape::grad_remove(&w, &mut tape).is_some());
     assert!(Tape::grad_remove(&x, &mut tape).is_none());
@@ -329,7 +338,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let (y, gradients) = pool.install(|| {
             result_and_gradients(&inputs, |i| {
-                Tape::affine(i[0].clone(), i[1].clone(), Some(i[2].clone()))
+                Tape::affine(i[0].clone(), i[1].clone(), Some(i[2].clone()), FULL)
             })
         });
         (values(y), gradients.into_iter().map(values).collect::<Vec<_>>())

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn_flex::FlexDevice;
+use burn_flex::{Flex, FlexDevice};
 
 use anyhow::{Context, Result, ensure};
 
@@ -82,6 +82,7 @@ pub fn run(options: &Options) -> Result<PathBuf> {
         "{}: a study needs [teach_sam], [teach_clip] and distill.separate",
         options.recipe.display()
     );
+    recipe.precision.check::<Flex>(&FlexDevice)?;
     made(&options.out)?;
     let mut sources = vec![scenes(options, &recipe)?];
     if !options.data.is_empty() {
