@@ -5,7 +5,7 @@
 use burn_backend::Slice;
 use burn_flex::FlexTensor;
 
-use super::buffer::written;
+use super::buffer::{written, written_onto};
 use super::fused::{dims, tensor};
 use super::product::{Matrix, Right, multiply, sum_over_parts, with_scratch};
 use super::rows::add_rows;
@@ -144,17 +144,19 @@ pub(super) fn conv2d(
     );
     let w = Right::new(Matrix::new(w, outer, patch, patch).transposed(), precision);
     let (image, line) = (g.height * g.width * g.channels, ow * outer);
-    let out = written(g.batch, g.out_height() * line, g.lines() * line, |item, first, out| {
+    let fill = |item: usize, first: usize, out: &mut [f32]| {
         let (first, count) = (first / line, out.len() / line);
         with_scratch(count * ow * patch, |patches| {
             g.gather(&x[item * image..][..image], first..first + count, patches);
-            if let Some(b) = b {
-                out.chunks_exact_mut(outer).for_each(|out| out.copy_from_slice(b));
-            }
             let patches = Matrix::new(patches, count * ow, patch, patch);
             multiply(out, outer, b.is_some(), 1.0, patches, &w);
         });
-    });
+    };
+    let (size, part) = (g.out_height() * line, g.lines() * line);
+    let out = match b {
+        Some(b) => written_onto(b, g.batch, size, part, fill),
+        None => written(g.batch, size, part, fill),
+    };
     channels_second(out, [g.batch, g.out_height(), ow, outer])
 }
 

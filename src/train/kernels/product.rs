@@ -10,7 +10,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::bf16::Rounded;
-use super::buffer::written;
+use super::buffer::{written, written_onto};
 use super::fused::{dims, tensor};
 use super::rows::add_rows;
 use crate::train::precision::Precision;
@@ -171,14 +171,16 @@ pub(super) fn linear(x: &FlexTensor, w: &FlexTensor, b: Option<&FlexTensor>, pre
         b.as_ref().map(|b| b.storage::<f32>()),
     );
     let w = Right::new(Matrix::new(w, outer, inner, inner).transposed(), precision);
-    let out = written(1, rows * outer, block(rows) * outer, |_, first, out| {
-        if let Some(b) = b {
-            out.chunks_exact_mut(outer).for_each(|out| out.copy_from_slice(b));
-        }
+    let fill = |_: usize, first: usize, out: &mut [f32]| {
         let count = out.len() / outer;
         let x = Matrix::new(&x[first / outer * inner..], count, inner, inner);
         multiply(out, outer, b.is_some(), 1.0, x, &w);
-    });
+    };
+    let part = block(rows) * outer;
+    let out = match b {
+        Some(b) => written_onto(b, 1, rows * outer, part, fill),
+        None => written(1, rows * outer, part, fill),
+    };
     tensor(out, vec![rows, outer])
 }
 
