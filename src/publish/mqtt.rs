@@ -597,6 +597,35 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_cannot_be_read_back_goes_out_once_it_can_though_nothing_else_happens() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(dir.path(), crate::publish::spool::MIN_BYTES).unwrap();
+        spool.append(b"event 1").unwrap();
+        let (path, aside) = (dir.path().join("0000000001.spool"), dir.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let settings = settings(listener.local_addr().unwrap().port());
+        let events = Topics::new("samclip").unwrap().events();
+        let publisher = Publisher::start_with(settings, Some((spool, events))).unwrap();
+        let (mut broker, _) = listener.accept().unwrap();
+        std::io::Write::write_all(&mut broker, &[0x20, 2, 0, 0]).unwrap();
+        assert!(publisher.wait_connected(Duration::from_secs(30)));
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(publisher.stats().spool.unwrap().waiting, 1);
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        broker.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let (mut heard, mut buffer) = (Vec::new(), [0; 1024]);
+        while !heard.windows(7).any(|bytes| bytes == b"event 1") {
+            let count = std::io::Read::read(&mut broker, &mut buffer).unwrap();
+            assert!(count > 0, "the connection ended");
+            heard.extend_from_slice(&buffer[..count]);
+        }
+        assert_eq!(publisher.stats().spool.unwrap().damaged, 0);
+    }
+
+    #[test]
     fn what_the_broker_has_not_acknowledged_is_not_sent() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let publisher = Publisher::start(settings(listener.local_addr().unwrap().port())).unwrap();

@@ -17,6 +17,9 @@ use crate::message::topic::{Qos, Topic};
 /// Spooled events on their way at once.
 const WINDOW: usize = 32;
 
+/// Pause before an event that could not be read back is tried again.
+const UNREADABLE: Duration = Duration::from_secs(1);
+
 /// How a link ended.
 enum End {
     /// As it should: asked to stop, or nobody holds the publisher any more.
@@ -259,22 +262,28 @@ fn before_events(state: &mut State) -> Option<Next> {
     Some(hand_over(message, None, state))
 }
 
-/// The next event, unless enough are on their way or the daemon ends.
-fn next_event(shared: &Shared) -> Option<Next> {
+/// The next event, unless enough are on their way or the daemon ends; an error if it cannot be read back just now.
+fn next_event(shared: &Shared) -> std::io::Result<Option<Next>> {
     let until = shared.lock().events_until;
-    let (spool, topic) = shared.spool.as_ref()?;
+    let Some((spool, topic)) = &shared.spool else {
+        return Ok(None);
+    };
     if until.is_some_and(|until| Instant::now() >= until) {
-        return None;
+        return Ok(None);
     }
     let (number, payload) = {
         let mut spool = lock(spool);
         if spool.on_their_way() >= WINDOW {
-            return None;
+            return Ok(None);
         }
-        spool.next_unsent()?
+        let Some(next) = spool.next_unsent()? else {
+            return Ok(None);
+        };
+        next
     };
     let topic = topic.clone();
-    Some(hand_over(Message { topic, payload }, Some(number), &mut shared.lock()))
+    let message = Message { topic, payload };
+    Ok(Some(hand_over(message, Some(number), &mut shared.lock())))
 }
 
 /// What comes after events: the queue, the goodbye.
@@ -295,18 +304,33 @@ fn after_events(state: &mut State, farewell: &mut Option<Topic>) -> Next {
     }
 }
 
+/// Waits for something to do; not for long while an event is `unreadable`, which is logged once per connection.
+async fn wait(shared: &Shared, unreadable: Option<std::io::Error>, reported: &mut bool) {
+    let Some(error) = unreadable else {
+        return shared.work.notified().await;
+    };
+    if !std::mem::replace(reported, true) {
+        warn!(%error, "events that wait on disk cannot be read just now, and are tried again; logged once per connection");
+    }
+    let _ = tokio::time::timeout(UNREADABLE, shared.work.notified()).await;
+}
+
 /// Moves messages to the link while there is a connection; returns when asked to stop without one, or when nobody holds
 /// the publisher any more.
 async fn send(sender: Sender, settings: &Settings, shared: &Shared) {
     let mut farewell = Some(settings.available.clone());
+    let mut unreadable_reported = false;
     loop {
         let first = before_events(&mut shared.lock());
-        let next = first.or_else(|| next_event(shared));
+        let (next, unreadable) = match first.map_or_else(|| next_event(shared), |first| Ok(Some(first))) {
+            Ok(next) => (next, None),
+            Err(error) => (None, Some(error)),
+        };
         let next = next.unwrap_or_else(|| after_events(&mut shared.lock(), &mut farewell));
         let done = match next {
             Next::End => return,
             Next::Wait => {
-                shared.work.notified().await;
+                wait(shared, unreadable, &mut unreadable_reported).await;
                 Ok(())
             }
             Next::Subscribe => sender.subscribe(&settings.subscriptions).await,

@@ -82,6 +82,12 @@ pub struct Spool {
     failed: u64,
 }
 
+/// Whether what was to be read is gone for good: the file, its end, or the disk under it.
+fn is_lost(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+        || error.raw_os_error() == Some(nix::errno::Errno::EIO as i32)
+}
+
 fn path_of(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}.spool"))
 }
@@ -350,28 +356,40 @@ impl Spool {
         self.files.len() != before
     }
 
-    /// The oldest event that is not on its way, with its number; it counts as on its way from now on.
-    pub fn next_unsent(&mut self) -> Option<(u64, Vec<u8>)> {
+    /// The oldest event that is not on its way, with its number; it counts as on its way from now on. One whose bytes are gone or
+    /// damaged is counted and left out.
+    ///
+    /// # Errors
+    /// What the system says if it gives nothing to read with just now, such as too many open files: the event keeps its place.
+    pub fn next_unsent(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
         while let Some(entry) = self.entries.get(self.sent).copied() {
-            if let Some(body) = self.read_back(entry) {
+            if let Some(body) = self.read_back(entry)? {
                 self.sent += 1;
-                return Some((entry.sequence, body));
+                return Ok(Some((entry.sequence, body)));
             }
             self.damaged += 1;
             self.entries.remove(self.sent);
         }
-        None
+        Ok(None)
     }
 
-    fn read_back(&self, entry: Entry) -> Option<Vec<u8>> {
+    /// The event's bytes; none if they are not on the disk any more, or others.
+    fn read_back(&self, entry: Entry) -> io::Result<Option<Vec<u8>>> {
         if let Some(body) = self.held.get(entry.sequence) {
-            return Some(body.to_vec());
+            return Ok(Some(body.to_vec()));
         }
-        let mut file = File::open(path_of(&self.dir, entry.file)).ok()?;
-        file.seek(SeekFrom::Start(entry.offset)).ok()?;
-        let mut bytes = vec![0; entry.length];
-        file.read_exact(&mut bytes).ok()?;
-        record::body_of(&bytes, entry.sequence).map(<[u8]>::to_vec)
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(path_of(&self.dir, entry.file))?;
+            file.seek(SeekFrom::Start(entry.offset))?;
+            let mut bytes = vec![0; entry.length];
+            file.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        match read() {
+            Ok(bytes) => Ok(record::body_of(&bytes, entry.sequence).map(<[u8]>::to_vec)),
+            Err(error) if is_lost(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The broker has this event. Unknown numbers are ignored.

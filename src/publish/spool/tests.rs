@@ -13,9 +13,13 @@ fn add(spool: &mut Spool, bodies: std::ops::Range<u32>) {
     }
 }
 
+fn next(spool: &mut Spool) -> Option<(u64, Vec<u8>)> {
+    spool.next_unsent().unwrap()
+}
+
 /// Everything that is unsent, as the numbers of [`add`].
 fn drain(spool: &mut Spool) -> Vec<u32> {
-    std::iter::from_fn(|| spool.next_unsent())
+    std::iter::from_fn(|| next(spool))
         .map(|(_, body)| String::from_utf8(body).unwrap().replace("event ", "").parse().unwrap())
         .collect()
 }
@@ -33,10 +37,10 @@ fn events_go_out_in_order_and_again_after_a_broken_connection_or_a_restart() {
     let mut spool = open(dir.path());
     add(&mut spool, 0..5);
     assert_eq!(drain(&mut spool), [0, 1, 2, 3, 4]);
-    assert_eq!((spool.on_their_way(), spool.next_unsent()), (5, None));
+    assert_eq!((next(&mut spool), spool.on_their_way()), (None, 5));
     spool.rewind();
-    let (first, _) = spool.next_unsent().unwrap();
-    let (second, _) = spool.next_unsent().unwrap();
+    let (first, _) = next(&mut spool).unwrap();
+    let (second, _) = next(&mut spool).unwrap();
     // Out of order: the first still goes out again, the second does not stop it.
     spool.acknowledge(second);
     assert_eq!(spool.stats().waiting, 5);
@@ -55,7 +59,7 @@ fn what_is_acknowledged_leaves_the_disk() {
     let mut spool = open(dir.path());
     for round in 0..200 {
         add(&mut spool, 20 * round..20 * round + 20);
-        while let Some((sequence, _)) = spool.next_unsent() {
+        while let Some((sequence, _)) = next(&mut spool) {
             spool.acknowledge(sequence);
         }
         assert!(spool.stats().bytes <= MIN_BYTES / PARTS + 1_000, "{:?}", spool.stats());
@@ -96,13 +100,13 @@ fn an_acknowledgement_costs_no_event_where_the_spool_is_full() {
     let room = MIN_BYTES - spool.stats().bytes;
     spool.append(&vec![b'x'; room as usize - MARK_BYTES - HEADER]).unwrap();
     assert_eq!((spool.stats().bytes, spool.stats().dropped), (MIN_BYTES, 0));
-    let (first, _) = spool.next_unsent().unwrap();
+    let (first, _) = next(&mut spool).unwrap();
     spool.acknowledge(first);
     assert_eq!((spool.stats().waiting, spool.stats().dropped), (2_000, 0));
     drop(spool);
     // There was no room for its mark: it comes once more.
     let mut spool = open(dir.path());
-    assert_eq!(spool.next_unsent().unwrap().1, b"event 0");
+    assert_eq!(next(&mut spool).unwrap().1, b"event 0");
 }
 
 #[test]
@@ -179,6 +183,29 @@ fn a_record_that_rots_while_the_daemon_runs_is_skipped_and_counted() {
 }
 
 #[test]
+fn an_event_that_cannot_be_read_just_now_keeps_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = open(dir.path());
+    add(&mut spool, 0..3);
+    assert_eq!(next(&mut spool).unwrap().1, b"event 0");
+    // A folder opens and does not read: no file is missing, and no byte is wrong.
+    let (path, aside) = (only_file(dir.path()), dir.path().join("aside"));
+    fs::rename(&path, &aside).unwrap();
+    fs::create_dir(&path).unwrap();
+    for _ in 0..2 {
+        let error = spool.next_unsent().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
+    }
+    assert_eq!(
+        (spool.on_their_way(), spool.stats().waiting, spool.stats().damaged),
+        (1, 3, 0)
+    );
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(drain(&mut spool), [1, 2]);
+}
+
+#[test]
 fn events_that_cannot_be_written_keep_their_place_and_the_oldest_of_them_go() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(dir.path());
@@ -192,12 +219,12 @@ fn events_that_cannot_be_written_keep_their_place_and_the_oldest_of_them_go() {
     assert_eq!(drain(&mut spool), [0, 1, 2, 3, 4, 5]);
     spool.rewind();
     for _ in 0..4 {
-        let (sequence, _) = spool.next_unsent().unwrap();
+        let (sequence, _) = next(&mut spool).unwrap();
         spool.acknowledge(sequence);
     }
     assert_eq!(spool.stats().waiting, 2);
     // One on its way is among those that go.
-    assert_eq!(spool.next_unsent().unwrap().1, b"event 4");
+    assert_eq!(next(&mut spool).unwrap().1, b"event 4");
     let most = u32::try_from(held::MOST).unwrap();
     hold(&mut spool, 6..6 + most);
     assert_eq!((spool.stats().dropped, spool.on_their_way()), (1, 0));
@@ -221,7 +248,7 @@ fn a_full_disk_gets_the_room_back_that_acknowledged_events_take() {
     };
     let path = only_file(dir.path());
     for _ in 0..3 {
-        let (sequence, _) = spool.next_unsent().unwrap();
+        let (sequence, _) = next(&mut spool).unwrap();
         spool.acknowledge(sequence);
     }
     assert!(path.exists(), "it is kept for the next ones");
@@ -304,7 +331,7 @@ proptest! {
                     add(&mut spool, added..added + count);
                     added += count;
                 }
-                2 => on_their_way.extend((0..count).filter_map(|_| spool.next_unsent())),
+                2 => on_their_way.extend((0..count).filter_map(|_| next(&mut spool))),
                 3 => {
                     for (sequence, _) in (0..count).filter_map(|_| on_their_way.pop_front()) {
                         let before = spool.stats();

@@ -192,7 +192,7 @@ mod tests {
         let writer = SpoolWriter::start(Arc::clone(&spool), Told(sender)).unwrap();
         (0..500u16).for_each(|i| writer.offer(i.to_le_bytes().into()));
         assert!(writer.finish(PATIENCE));
-        let sent: Vec<_> = std::iter::from_fn(|| lock(&spool).next_unsent())
+        let sent: Vec<_> = std::iter::from_fn(|| lock(&spool).next_unsent().unwrap())
             .map(|(_, body)| body)
             .collect();
         assert_eq!(sent, (0..500u16).map(|i| i.to_le_bytes().to_vec()).collect::<Vec<_>>());
