@@ -592,6 +592,14 @@ fn a_run_is_measured_beside_its_teachers(recipe: &str, run: &Path, folder: &Path
     let printed = eval(&[&sizes[..], &data].concat()).unwrap();
     let place = |text: &str| printed.find(text).unwrap_or_else(|| panic!("{text}: {printed}"));
     assert!(place("64 px, letterboxed") < place("96 px, letterboxed"));
+    let stretched = ["--bundle", &bundle, "--stretch", "--measure", "semantic", "retrieval"];
+    let printed = eval(&[&stretched[..], &data].concat()).unwrap();
+    assert!(
+        printed.contains("96 px, stretched")
+            && printed.contains("see all of it, stretched")
+            && !printed.contains("letterboxed"),
+        "{printed}"
+    );
     let error = eval(&[&["--bundle", &bundle, "--side", "80"], &data[..]].concat()).unwrap_err();
     assert!(error.contains("no size of 80 pixels, it has 96, 64"), "{error}");
     let error = eval(&[&["--recipe", recipe, "--between", &distill, &adapt], &data[..]].concat()).unwrap_err();

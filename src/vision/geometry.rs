@@ -103,6 +103,17 @@ impl Letterbox {
         Self { frame, scaled, side }
     }
 
+    /// Scales both sides of `frame` to `side` (1 to 16 384 pixels), whatever that does to its shape; there is no padding.
+    #[must_use]
+    pub fn stretched(frame: FrameSize, side: usize) -> Self {
+        let side = side.clamp(1, 16_384);
+        let scaled = FrameSize {
+            width: side as u32,
+            height: side as u32,
+        };
+        Self { frame, scaled, side }
+    }
+
     /// Size of the camera frame.
     #[must_use]
     pub fn frame(&self) -> FrameSize {
@@ -249,6 +260,26 @@ mod tests {
         let lb = Letterbox::fit(size(641, 359), 1024);
         assert!(lb.to_frame(ModelPoint { x: 10.0, y: 575.0 }).is_none());
         assert!(lb.to_frame(ModelPoint { x: -0.1, y: 5.0 }).is_none());
+    }
+
+    #[test]
+    fn a_stretched_frame_fills_the_square() {
+        let lb = Letterbox::stretched(size(640, 160), 64);
+        assert_eq!(
+            lb.to_model(FramePoint { x: 320.0, y: 120.0 }),
+            ModelPoint { x: 32.0, y: 48.0 }
+        );
+        assert_eq!(
+            lb.to_frame(ModelPoint { x: 64.0, y: 64.0 }),
+            Some(FramePoint { x: 640.0, y: 160.0 })
+        );
+        assert!(lb.valid_cells(4).iter().all(|&valid| valid));
+        let mut out = Vec::new();
+        resample_to_frame(&[0.0, 1.0, 2.0, 3.0], 2, &lb, &mut out);
+        assert_eq!(
+            [out[0], out[639], out[159 * 640], out[160 * 640 - 1]],
+            [0.0, 1.0, 2.0, 3.0]
+        );
     }
 
     #[test]

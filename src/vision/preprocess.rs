@@ -147,6 +147,7 @@ impl Resizer {
 /// Turns frames into encoder inputs, keeping every buffer between frames.
 pub struct Preprocessor {
     side: usize,
+    place: fn(FrameSize, usize) -> Letterbox,
     /// Normalised value of each of the 256 levels, per channel.
     levels: [Box<[f32; 256]>; 3],
     rgb: Vec<u8>,
@@ -161,10 +162,20 @@ impl Preprocessor {
         let level = |c: usize| Box::new(std::array::from_fn(|i| (i as f32 - spec.mean[c]) / spec.std[c]));
         Self {
             side: spec.side,
+            place: Letterbox::fit,
             levels: [level(0), level(1), level(2)],
             rgb: Vec::new(),
             tensor: vec![0.0; 3 * spec.side * spec.side],
             resizer: None,
+        }
+    }
+
+    /// The same, but frames are stretched to the square ([`Letterbox::stretched`]).
+    #[must_use]
+    pub fn stretching(self) -> Self {
+        Self {
+            place: Letterbox::stretched,
+            ..self
         }
     }
 
@@ -174,7 +185,7 @@ impl Preprocessor {
     /// [`PixelError`] if the frame has too few bytes.
     pub fn run(&mut self, frame: &Frame) -> Result<Letterbox, PixelError> {
         to_rgb8(frame, &mut self.rgb)?;
-        let letterbox = Letterbox::fit(frame.size, self.side);
+        let letterbox = (self.place)(frame.size, self.side);
         let target = letterbox.scaled();
         if self
             .resizer
@@ -318,6 +329,11 @@ mod tests {
         let mut preprocessor = Preprocessor::new(&spec);
         preprocessor.run(&white(31, 33)).unwrap();
         preprocessor.run(&white(65, 1)).unwrap();
-        assert_eq!(preprocessor.tensor().iter().filter(|&&v| v != 0.0).count(), 3 * 32);
+        let filled = |preprocessor: &Preprocessor| preprocessor.tensor().iter().filter(|&&v| v != 0.0).count();
+        assert_eq!(filled(&preprocessor), 3 * 32);
+        let mut stretching = Preprocessor::new(&spec).stretching();
+        let placed = stretching.run(&white(65, 1)).unwrap();
+        assert_eq!(placed, Letterbox::stretched(FrameSize::new(65, 1).unwrap(), 32));
+        assert_eq!(filled(&stretching), 3 * 32 * 32, "nothing of the square is padding");
     }
 }

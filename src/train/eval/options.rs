@@ -55,6 +55,10 @@ pub struct Options {
     /// How pixels are counted against names; by default as papers report on the folder, our own rules for tars.
     #[arg(long, value_enum)]
     pub protocol: Option<Protocol>,
+    /// Bundles and checkpoints see photos stretched to their square, as the paper measures segmentation at 448 px; without it
+    /// letterboxed, as the daemon shows frames. `presence` is what the daemon would publish, and letterboxed always.
+    #[arg(long)]
+    pub stretch: bool,
     /// At most this many photos per measurement.
     #[arg(long, default_value_t = usize::MAX)]
     pub limit: usize,

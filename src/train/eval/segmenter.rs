@@ -38,6 +38,7 @@ pub struct Segmenter {
     /// Encoder outputs of the last photo.
     pub features: Features,
     preprocessor: Preprocessor,
+    stretches: bool,
     words: Words,
     decoder: Box<dyn GraphSession>,
     spec: GraphSpec,
@@ -71,6 +72,7 @@ impl Segmenter {
             origin: origin.into(),
             decoder: runtime::open_graph(&path, &spec, &on_cpu)?,
             preprocessor: Preprocessor::new(&bundle.manifest.encoder),
+            stretches: false,
             words: Words::new(tokenizer(&bundle)?, bundle.manifest.encoder.embed_dim),
             features: Features::default(),
             engine,
@@ -78,6 +80,22 @@ impl Segmenter {
             spec,
             _folder: folder,
         })
+    }
+
+    /// The same model, photos stretched to its square instead of letterboxed.
+    #[must_use]
+    pub fn stretching(self) -> Self {
+        Self {
+            preprocessor: self.preprocessor.stretching(),
+            stretches: true,
+            ..self
+        }
+    }
+
+    /// Whether photos are stretched to the model's square.
+    #[must_use]
+    pub fn stretches(&self) -> bool {
+        self.stretches
     }
 
     /// Encodes a photo into [`Self::features`].

@@ -270,6 +270,13 @@ impl<'a> Measurement<'a> {
         self
     }
 
+    /// As [`Self::new`], of photos that are stretched to the model's square.
+    #[must_use]
+    fn stretching(mut self) -> Self {
+        self.preprocessor = self.preprocessor.stretching();
+        self
+    }
+
     /// Encoder outputs of the last photo.
     #[must_use]
     pub fn features(&self) -> &Features {
@@ -427,8 +434,12 @@ pub(super) fn semantic_by(
         limit,
         protocol,
     } = *photos;
+    let stretches = model.stretches();
     let (bundle, engine) = (&model.bundle, &mut model.engine);
     let mut measurement = Measurement::new(&bundle.manifest, queries, classes).counted_by(protocol);
+    if stretches {
+        measurement = measurement.stretching();
+    }
     let with_mask = chosen(dataset, part).filter(|&i| dataset.samples()[i].mask.is_some());
     for index in with_mask.take(limit) {
         measurement.photo(engine, &dataset.get(index)?, dataset.names())?;

@@ -257,7 +257,11 @@ fn probing_protocol(train: &[String]) -> String {
 /// A protocol of whole photos, with what the models see of them.
 fn with_input(protocol: &str, models: &Models) -> String {
     let clip = models.clip.as_ref().map_or("", |clip| clip.whole.protocol());
-    let students = "Bundles and checkpoints see all of it, letterboxed.";
+    let stretched = models.students.first().is_some_and(Segmenter::stretches);
+    let students = match stretched {
+        true => "Bundles and checkpoints see all of it, stretched.",
+        false => "Bundles and checkpoints see all of it, letterboxed.",
+    };
     format!("{protocol} {students} {clip}").trim_end().to_owned()
 }
 
@@ -317,7 +321,7 @@ const PROBING_SCORE: &str = "Segmentation: cells of the feature map, scores bili
     training photos as names.";
 const PRESENCE: &str = "Labelled photos. Absent: ten names of the table that the collection annotates and the photo \
     lacks. Outside: ten words that no mask is named by, unless the photo's own words mention one. Present: labelled \
-    names of at least 1 % of the photo. Alarm, hit: the daemon would publish a mask; located: its masks reach IoU 0.5. \
+    names of at least 1 % of the photo. Frames are letterboxed as the daemon's. Alarm, hit: the daemon would publish a mask; located: its masks reach IoU 0.5. \
     Together: a list is asked at once; alone: each query against background prompts only. Per ten queries, and in \
     percent.";
 const COST: &str = "The first photo; graphs as they are shipped.";

@@ -43,8 +43,9 @@ impl Models {
             let name = format!("{} {}", bundle.manifest.name, bundle.id());
             let origin = folder.display().to_string();
             let mut add = |name: &str, bundle| {
-                let student = Segmenter::open(name, &origin, bundle, runtime, None)?;
-                models.students.push(student);
+                models
+                    .students
+                    .push(Segmenter::open(name, &origin, bundle, runtime, None)?);
                 Ok::<_, EvalError>(())
             };
             if options.side.is_empty() {
@@ -54,7 +55,9 @@ impl Models {
                 add(&format!("{name} {side} px"), bundle.at(side)?)?;
             }
         }
-        let Some(recipe) = recipe else { return Ok(models) };
+        let Some(recipe) = recipe else {
+            return Ok(models.placing(options));
+        };
         for path in &options.checkpoint {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let (weights, origin) = (read(path)?, path.display().to_string());
@@ -80,7 +83,7 @@ impl Models {
                 (file(StageName::TeachSam), file(StageName::TeachClip))
             }
             (None, Some(sam), Some(clip)) => (sam.clone(), clip.clone()),
-            _ => return Ok(models),
+            _ => return Ok(models.placing(options)),
         };
         let (sam_weights, clip_weights) = match &options.run {
             Some(_) => (
@@ -107,7 +110,15 @@ impl Models {
             runtime,
         )?;
         (models.sam, models.clip) = (Some(teacher), Some(tower));
-        Ok(models)
+        Ok(models.placing(options))
+    }
+
+    /// The same with students that see photos as `options` say; teachers keep what they were made with.
+    fn placing(mut self, options: &Options) -> Self {
+        if options.stretch {
+            self.students = self.students.into_iter().map(Segmenter::stretching).collect();
+        }
+        self
     }
 
     /// Everything that makes masks.
@@ -132,7 +143,11 @@ impl Models {
             .map(|s| ModelFacts {
                 column: s.name.clone(),
                 origin: s.origin.clone(),
-                input: format!("{} px, letterboxed", s.bundle.manifest.encoder.side),
+                input: format!(
+                    "{} px, {}",
+                    s.bundle.manifest.encoder.side,
+                    if s.stretches() { "stretched" } else { "letterboxed" }
+                ),
                 bundle: Some(s.bundle.id().to_owned()),
                 provider: format!("{}, {}", s.engine.provider, s.engine.precision),
             })
