@@ -84,6 +84,15 @@ fn tiny_recipe(folder: &Path) -> PathBuf {
     path
 }
 
+/// Writes the tiny recipe with a change; its path.
+fn changed(folder: &Path, name: &str, change: impl FnOnce(&mut Recipe)) -> PathBuf {
+    let mut recipe = Recipe::read(&tiny_recipe(folder)).unwrap();
+    change(&mut recipe);
+    let path = folder.join(name);
+    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
+    path
+}
+
 #[test]
 fn the_last_stage_takes_masks_of_a_sam_teacher_that_saw_another_size() {
     let folder = tempfile::tempdir().unwrap();
@@ -808,14 +817,6 @@ mod several_processes {
 
     fn model(out: &Path, stage: &str) -> Weights {
         model_weights(weights::read(&out.join(format!("{stage}.safetensors"))).unwrap())
-    }
-
-    fn changed(folder: &Path, name: &str, change: impl FnOnce(&mut Recipe)) -> PathBuf {
-        let mut recipe = Recipe::read(&tiny_recipe(folder)).unwrap();
-        change(&mut recipe);
-        let path = folder.join(name);
-        std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
-        path
     }
 
     #[test]

@@ -9,15 +9,6 @@ use samclip::train::dataset::{Split, split};
 
 use super::*;
 
-/// Writes the tiny recipe with a change; its path.
-fn changed(folder: &Path, name: &str, change: impl FnOnce(&mut Recipe)) -> PathBuf {
-    let mut recipe = Recipe::read(&tiny_recipe(folder)).unwrap();
-    change(&mut recipe);
-    let path = folder.join(name);
-    std::fs::write(&path, toml::to_string(&recipe).unwrap()).unwrap();
-    path
-}
-
 /// What the run says as it ends with an error, which is none of its own.
 fn refused(output: &Output) -> String {
     let said = text(&output.stderr);
